@@ -1,0 +1,168 @@
+"""TOML tables <-> frozen dataclasses, strictly: every mistake is one line that names the key, the file and the choices."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from hsae import registry
+from hsae.errors import UserError, choices
+
+T = TypeVar("T")
+
+
+class Registered:
+    """Base of the dataclasses that live in a registry folder. A table picks one by `selector` (`rule = "oja"`)."""
+
+    package: typing.ClassVar[str]
+    selector: typing.ClassVar[str]
+
+
+def require(ok: bool, field: str, wanted: str, value: object) -> None:
+    """For `__post_init__`: refuse a value out of range. The reader of the table adds where it stood."""
+    if not ok:
+        raise ValueError(f"{field} must be {wanted}, not {value!r}")
+
+
+def read_file(path: str | Path, section: str) -> dict[str, Any]:
+    """One section of a config file (`[harvest]`, `[train]`, `[inspect]`), as plain data.
+
+    Raises:
+        UserError: no such file, not TOML, or a top-level key that is no section.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder, where a TOML config file is wanted") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text, so not a TOML config file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    sections = ("harvest", "train", "inspect")
+    for key in data:
+        if key not in sections:
+            raise UserError(f"{path}: unknown section [{key}]; a config file has [harvest], [train] and [inspect]")
+    table = data.get(section, {})
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: {section} must be a table")
+    return table
+
+
+def build(kind: type[T], table: Mapping[str, Any], where: str, path: str = "") -> T:
+    """Fill a frozen dataclass from a table.
+
+    Args:
+        kind: the dataclass; or a `Registered` base, which the table's selector narrows.
+        table: plain data from TOML or JSON. An int is taken where a float is meant.
+        where: the file, for error lines.
+        path: the dotted place of the table in that file.
+
+    Raises:
+        UserError: an unknown key, a wrong type or a value out of range.
+    """
+    table = {key.replace("-", "_"): value for key, value in table.items()}
+    if issubclass(kind, Registered) and kind.selector in table:
+        name = table.pop(kind.selector)
+        kind = registry.find(kind.package, str(name), kind, where=f"{where}: {path}.{kind.selector}")
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # pyright: ignore[reportArgumentType]
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        dotted = f"{path}.{key}" if path else key
+        if key not in fields:
+            raise UserError(f"{where}: unknown key {dotted!r}; {choices(key, fields)}")
+        values[key] = _convert(hints[key], value, where, dotted)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        missing = [n for n, f in fields.items() if n not in values and _required(f)]
+        if not missing:
+            raise
+        raise UserError(f"{where}: {path or kind.__name__} lacks {', '.join(missing)}") from error
+    except ValueError as error:
+        raise UserError(f"{where}: {path + '.' if path else ''}{error}") from None
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _convert(hint: Any, value: Any, where: str, path: str) -> Any:
+    """One value to the type that its field declares, or an error line."""
+
+    def wrong(wanted: str) -> UserError:
+        return UserError(f"{where}: {path} must be {wanted}, not {value!r}")
+
+    if hint is Any:
+        return value
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        inner = [a for a in args if a is not type(None)]
+        # TOML has no null: an empty string stands for "not set" where that is allowed.
+        if type(None) in args and (value is None or (value == "" and str not in inner)):
+            return None
+        return _convert(inner[0], value, where, path)
+    if origin is Literal:
+        if value not in args:
+            raise wrong("one of " + ", ".join(map(repr, args)))
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert(args[0], item, where, f"{path}[{i}]") for i, item in enumerate(items))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise wrong("a table")
+        return {key: _convert(args[1], item, where, f"{path}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint) or (isinstance(hint, type) and issubclass(hint, Registered)):
+        if isinstance(value, Mapping):
+            return build(hint, value, where, path)  # pyright: ignore[reportArgumentType]
+        if isinstance(hint, type) and issubclass(hint, Registered) and isinstance(value, str):
+            return build(hint, {hint.selector: value}, where, path)
+        raise wrong("a table")
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise wrong("true or false")
+        return value
+    if hint is float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise wrong("a number")
+        return float(value)
+    if hint is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise wrong("a whole number")
+        return value
+    if hint is str:
+        if not isinstance(value, str):
+            raise wrong("a string")
+        return value
+    raise TypeError(f"{path}: no reader for the type {hint!r}")
+
+
+def table(config: Any) -> Any:
+    """The plain data that `build` makes the same config from. Unset (None) fields are left out."""
+    if isinstance(config, Mapping):
+        return {key: table(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [table(value) for value in config]
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        head = {config.selector: registry.name_of(config)} if isinstance(config, Registered) else {}
+        fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        return head | {key: table(value) for key, value in fields.items() if value is not None}
+    return config
+
+
+def fingerprint(data: Any, length: int = 8) -> str:
+    """Hex digits that change when the data does: sha256 of its canonical JSON."""
+    canonical = json.dumps(table(data), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]

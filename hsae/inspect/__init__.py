@@ -1,0 +1,85 @@
+"""`hsae inspect`: a run's table and the latents worth a look, or one latent with its contexts, in the terminal or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from hsae.config import require
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What to look at. With nothing given: the newest run, on the store it was trained on."""
+
+    run: str = ""
+    """name or path of a run; empty: the newest"""
+    setup: str = ""
+    """setup to look into; empty: the run's first"""
+    seed: int | None = None
+    """random seed of the setup; unset: its first"""
+    latent: int | None = None
+    """latent to show; unset: the run's table and the latents worth a look"""
+    on: str = ""
+    """store to take evidence from; empty: the one trained on"""
+    hook: str = ""
+    """hook point of that store; empty: the one trained on"""
+    contexts: int = 10
+    """top contexts to show"""
+    json: bool = False
+    """print one JSON document"""
+
+    def __post_init__(self) -> None:
+        require(self.contexts >= 1, "contexts", "1 or above", self.contexts)
+
+
+def inspect(config: InspectConfig, console: Console | None = None) -> None:
+    """Print what the config asks for; nothing but a store and a run is needed, neither the language model nor a network.
+
+    Args:
+        config: what to look at.
+        console: where to print; the standard output if not given. Progress goes to the standard error.
+
+    Raises:
+        UserError: a run, setup, seed, latent, store or hook point that is not there, or a store of another width.
+    """
+    from rich.console import Console
+
+    from hsae.inspect import terminal, view
+
+    console = console or Console()
+    subject = view.open_subject(config)
+    with _progress() as advance:
+        if config.latent is None:
+            shown = view.overview(subject, advance)
+        else:
+            shown = view.latent_view(subject, config.latent, config.contexts, advance)
+    if config.json:
+        console.file.write(json.dumps(view.finite(asdict(shown)), indent=1, allow_nan=False) + "\n")
+        return
+    ink = terminal.Ink.of(console)
+    for part in terminal.draw(shown, ink, console.width):
+        console.print(part)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on the standard error; yields a function of (positions passed since the last call, positions in all)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("reading the store"), BarColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None, speed="")
+
+        def advance(passed: int, total: int) -> None:
+            speed = progress.tasks[0].speed
+            progress.update(task, advance=passed, total=total, speed=f"{speed:,.0f} tokens/s" if speed else "")
+
+        yield advance

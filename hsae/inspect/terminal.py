@@ -1,0 +1,304 @@
+"""The terminal's face of the evidence: plain data in, rich renderables out. Text from a store is never read as markup."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.cells import cell_len
+from rich.color import Color
+from rich.console import Console, RenderableType
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from hsae.inspect.tokens import visible
+from hsae.inspect.view import Glance, Head, LatentView, Overview, TextToken
+
+ORANGE = (255, 140, 0)
+BLOCKS = " ▁▂▃▄▅▆▇█"
+HEIGHT = 4
+"""lines of the histogram"""
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Ink:
+    """How strength is shown: orange blended with the terminal's background, or «marks» where there is no colour."""
+
+    colour: bool
+    light: bool = False
+
+    @classmethod
+    def of(cls, console: Console) -> Ink:
+        """The ink of a console. `COLORFGBG` tells a light background; without it, dark is taken."""
+        light = os.environ.get("COLORFGBG", "").rpartition(";")[2] in ("7", "15")
+        return cls(console.color_system is not None and not console.no_color, light)
+
+    def style(self, strength: float) -> Style:
+        """Background for a token; `strength` 0 … 1 is the orange's opacity."""
+        if not self.colour or strength <= 0:
+            return Style()
+        # Foreground and background are both given, so the text can be read whatever the terminal's own colours are.
+        opacity = 0.15 + 0.85 * min(strength, 1.0)
+        paper, faint, full = (255, "black", "black") if self.light else (0, "white", "black")
+        blend = (round(paper + (channel - paper) * opacity) for channel in ORANGE)
+        return Style(color=full if opacity > 0.6 else faint, bgcolor=Color.from_rgb(*blend))
+
+
+def draw(shown: Overview | LatentView, ink: Ink, width: int) -> Iterator[RenderableType]:
+    """Everything to print, part by part.
+
+    Args:
+        shown: what to draw.
+        ink: how strength is shown.
+        width: cells in a line.
+    """
+    return _overview(shown, ink, width) if isinstance(shown, Overview) else _latent(shown, ink, width)
+
+
+def _overview(shown: Overview, ink: Ink, width: int) -> Iterator[RenderableType]:
+    head = shown.head
+    yield from _headline(head, f"run {head.run}")
+    yield _run_table(shown)
+    for row in shown.table:
+        if row.diverged:
+            yield Text(f"{row.setup}, seed {row.seed}, diverged {visible(row.diverged)}", style="red")
+    yield Text(
+        f"Over {shown.held_out:,} held-out tokens; dict: latents that fire on any of them; dead: latents that fire "
+        f"on none of the last {shown.dead_window:,} training tokens.",
+        style="dim",
+    )
+    if not shown.most_active:
+        yield Text(f"\nNo latent of {head.setup}, seed {head.seed}, fires on this store.")
+        return
+    yield Text.assemble("\n", (f"Latents of {visible(head.setup)}, seed {head.seed}", "bold"), _others(head))
+    yield Text("Most active", style="bold")
+    yield _glances(shown.most_active, ink, width)
+    if shown.most_selective:
+        yield Text("Most selective: strongest contexts all on one token", style="bold")
+        yield _glances(shown.most_selective, ink, width)
+    yield _dead(shown)
+    yield Text(
+        f"Look into one: hsae inspect --latent {(shown.most_selective or shown.most_active)[0].latent}", style="dim"
+    )
+
+
+def _headline(head: Head, title: str) -> Iterator[Text]:
+    left_out = head.positions - head.rows
+    scale = "no normalisation" if head.scale == 1 else f"scaled by {head.scale:.4g}"
+    facts = [
+        f"store {head.store}",
+        head.hook,
+        f"{head.rows:,} tokens" + (f" ({left_out:,} more left out)" if left_out else ""),
+        scale + (", folded into the weights" if head.folded and head.scale != 1 else ""),
+    ]
+    yield Text(visible(title), style="bold")
+    yield Text(visible(" · ".join(facts)), style="dim")
+    for warning in head.warnings:
+        yield Text(f"WARNING: {visible(warning)}", style="bold yellow")
+
+
+def _others(head: Head) -> str:
+    others = [f"--setup {name}" for name in head.setups if name != head.setup]
+    others += [f"--seed {seed}" for seed in head.seeds if seed != head.seed]
+    return visible(f" (others: {', '.join(others)})") if others else ""
+
+
+def _table(*columns: tuple[str, bool]) -> Table:
+    """An open table; a column is its heading and whether it is flush right."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="dim")
+    for heading, right in columns:
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _run_table(shown: Overview) -> Table:
+    numbers = ("seed", "MSE", "EVR", "pooled", "L1", "L0", "dict", "dead", "tok/s")
+    table = _table(("setup", False), *((name, True) for name in numbers))
+    for row in shown.table:
+        table.add_row(
+            Text(visible(row.setup)),
+            str(row.seed),
+            _scientific(row.mse),
+            _fraction(row.evr),
+            _fraction(row.evr_pooled),
+            _scientific(row.l1),
+            NONE if row.l0 is None else f"{row.l0:.1f}",
+            NONE if row.dictionary is None else f"{row.dictionary:,}",
+            NONE if row.dead is None else f"{row.dead:,}",
+            NONE if row.tokens_per_second is None else _thousands(row.tokens_per_second),
+        )
+    return table
+
+
+def _scientific(value: float | None) -> str:
+    """2.6e-3, without the exponent's leading zero."""
+    if value is None:
+        return NONE
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _fraction(value: float | None) -> str:
+    """.929, or -13.2 when it is no fraction at all."""
+    if value is None:
+        return NONE
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:.3g}"
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}" if value < 10_000 else f"{value / 1000:,.0f}k"
+
+
+def _percent(rate: float) -> str:
+    """A share as 1.23%; below that with two figures that mean something."""
+    return f"{rate:.0%}" if rate >= 0.9995 else f"{100 * rate:.3g}%" if rate >= 1e-4 else f"{100 * rate:.1g}%"
+
+
+def _glances(glances: Sequence[Glance], ink: Ink, width: int) -> Table:
+    table = _table(("latent", True), ("fires", True), ("max", True), ("same", True), ("strongest contexts", False))
+    room = max(width - 30, 20)
+    for glance in glances:
+        table.add_row(
+            str(glance.latent),
+            _percent(glance.rate),
+            f"{glance.maximum:.3g}",
+            f"{glance.selectivity:.0%}" if glance.selectivity else NONE,
+            _snippets(glance, ink, room),
+        )
+    return table
+
+
+def _snippets(glance: Glance, ink: Ink, room: int) -> Text:
+    count = max(1, min(len(glance.contexts), room // 16))
+    each = room // count - 3
+    line = Text(no_wrap=True)
+    for context in glance.contexts[:count]:
+        strengths = [0.0] * len(context.text)
+        strengths[context.peak] = context.activation / glance.maximum
+        line.append_text(keyword_line(context.text, strengths, context.peak, each * 2 // 3, each - each * 2 // 3, ink))
+        line.append("   ")
+    line.rstrip()
+    return line
+
+
+def _dead(shown: Overview) -> Text:
+    count, names = shown.dead_latents, ", ".join(map(str, shown.dead))
+    if not count:
+        return Text(f"\nNo dead latents: all {shown.head.latents:,} fire on this store.")
+    more = ", …" if count > len(shown.dead) else ""
+    return Text(f"\n{count:,} of {shown.head.latents:,} latents never fire on this store: {names}{more}")
+
+
+def _latent(shown: LatentView, ink: Ink, width: int) -> Iterator[RenderableType]:
+    head = shown.head
+    title = f"latent {shown.latent} of 0…{head.latents - 1} · {head.setup}, seed {head.seed} · run {head.run}"
+    yield from _headline(head, title)
+    if not shown.firings:
+        yield Text(
+            f"\nIt never fires on this store. `hsae inspect --setup {visible(head.setup)}` lists latents that do."
+        )
+        return
+    yield Text(
+        f"\nfires on {_percent(shown.rate)} of tokens ({shown.firings:,}) · "
+        f"mean {shown.mean:.4g} where it fires · maximum {shown.maximum:.4g}"
+    )
+    yield Text("\nActivation where it fires", style="bold")
+    yield from _histogram(shown, width)
+    yield Text("\nTop contexts, each from another sequence", style="bold")
+    before = (width - 8) * 11 // 20
+    for context in shown.contexts:
+        strengths = [value / shown.maximum for value in context.activations]
+        line = Text(f"{context.activation:6.3g}  ", no_wrap=True, style="", end="")
+        line.append_text(keyword_line(context.text, strengths, context.peak, before, width - 8 - before, ink))
+        line.end = "\n"
+        yield line
+    yield Text("\nTokens it fires on most", style="bold")
+    yield _tokens(shown.tokens)
+
+
+def keyword_line(text: Sequence[str], strengths: Sequence[float], peak: int, before: int, after: int, ink: Ink) -> Text:
+    """A context on one line, cropped so that its peak starts `before` cells in.
+
+    Args:
+        text: the tokens' pieces.
+        strengths: for each token, 0 … 1.
+        peak: index of the peak token. Where its piece is empty (a part of a character), the piece that completes it is marked.
+        before: cells before the peak, filled with spaces where there is less text.
+        after: the most cells from the peak on.
+        ink: how strength is shown.
+    """
+    shown = next((i for i in range(peak, len(text)) if text[i]), peak)
+    opening, closing = ("", "") if ink.colour else ("«", "»")
+    left: list[tuple[str, Style]] = []
+    room = before - len(opening)
+    for i in range(shown - 1, -1, -1):
+        piece = _last_cells(visible(text[i]), room)
+        left.append((piece, ink.style(strengths[i])))
+        room -= cell_len(piece)
+        if room <= 0:
+            break
+    line = Text(" " * room, no_wrap=True)
+    for piece, style in reversed(left):
+        line.append(piece, style)
+    line.append(opening)
+    right = Text(no_wrap=True)
+    # The mark's end must survive the crop, so the peak is cropped by itself.
+    right.append(_first_cells(visible(text[shown]), after - len(opening) - len(closing)), ink.style(strengths[peak]))
+    right.append(closing)
+    for piece, strength in zip(text[shown + 1 :], strengths[shown + 1 :], strict=True):
+        if right.cell_len >= after:
+            break
+        right.append(_first_cells(visible(piece), after), ink.style(strength))
+    right.truncate(after)
+    line.append_text(right)
+    return line
+
+
+def _first_cells(text: str, cells: int) -> str:
+    """The start of a text, in at most so many cells."""
+    cropped = text[: max(cells, 0)]
+    while cell_len(cropped) > cells:
+        cropped = cropped[:-1]
+    return cropped
+
+
+def _last_cells(text: str, cells: int) -> str:
+    """The end of a text, in at most so many cells."""
+    cropped = text[-cells:] if cells > 0 else ""
+    while cell_len(cropped) > cells:
+        cropped = cropped[1:]
+    return cropped
+
+
+def _histogram(shown: LatentView, width: int) -> Iterator[Text]:
+    """Columns of block characters, `HEIGHT` lines high. Any count above zero shows at least the lowest block."""
+    highest = max(shown.histogram)
+    label = len(f"{highest:,}")
+    column = 2 if width >= 2 * len(shown.histogram) + label + 2 else 1
+    eighths = [max(round(8 * HEIGHT * count / highest), 1) if count else 0 for count in shown.histogram]
+    for line in range(HEIGHT - 1, -1, -1):
+        bars = "".join(BLOCKS[min(max(n - 8 * line, 0), 8)] * column for n in eighths)
+        side = f"{highest:,}" if line == HEIGHT - 1 else "0" if line == 0 else ""
+        yield Text.assemble((f"{side:>{label}} ", "dim"), (bars, "dark_orange"), no_wrap=True)
+    right = f"{shown.bin_width * len(shown.histogram):.3g}"
+    yield Text(f"{'':{label}} 0{right:>{max(column * len(eighths) - 1, len(right) + 1)}}", style="dim", no_wrap=True)
+
+
+def _tokens(tokens: Sequence[TextToken]) -> Table:
+    table = _table(
+        ("token", False), ("id", True), ("firings", True), ("of its occurrences", True), ("share of activation", True)
+    )
+    table.columns[0].max_width = 30
+    for use in tokens:
+        table.add_row(
+            Text(visible(use.text[:100]).replace(" ", "␣")),
+            str(use.token),
+            f"{use.firings:,}",
+            _percent(use.firings / use.occurrences),
+            _percent(use.mass),
+        )
+    return table

@@ -1,0 +1,298 @@
+"""The language model behind a hook point: loaded through the TransformerLens bridge, tapped at the layers that are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hsae import files, hub
+from hsae.errors import UserError, choices
+
+BUNDLED = Path(__file__).parent / "assets" / "bundled"
+# What a model's folder holds that decides its outputs.
+MODEL_FILES = (".safetensors", ".bin", ".gguf", ".json", ".txt", ".model", ".py")
+
+
+class _AllSeen(BaseException):
+    """Every hook point has fired: stop the forward pass. No `Exception`, so that no library takes it for a failure."""
+
+
+@dataclass(frozen=True)
+class LM:
+    """A language model, its tokeniser and what identifies them.
+
+    Attributes:
+        bridge: the `TransformerBridge`.
+        tokenizer: the transformers tokeniser.
+        name: what the user called the model.
+        device: where it runs.
+        revision: its commit on the hub; empty for a local one.
+    """
+
+    bridge: Any
+    tokenizer: Any
+    name: str
+    device: str
+    revision: str = ""
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        return int(self.bridge.cfg.d_vocab)
+
+    @property
+    def context_limit(self) -> int:
+        """The longest sequence that the model takes."""
+        return int(self.bridge.cfg.n_ctx)
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of eos, bos, padding and every other special token, ascending."""
+        return tuple(sorted(set(self.tokenizer.all_special_ids)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with any weight: sha256 over the names, types, shapes and bytes of the parameters."""
+        digest = hashlib.sha256()
+        # The bridge wraps the model's modules; under their own names the fingerprint does not depend on it.
+        named = {n.replace("._original_component", ""): p for n, p in self.bridge.original_model.named_parameters()}
+        for name, parameter in sorted(named.items()):
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Changes with any rule or entry of the tokeniser."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def widths(self, hooks: Sequence[str]) -> dict[str, int]:
+        """The width of each hook point's activations.
+
+        Raises:
+            UserError: no such hook point, one that does not fire, or one without a row for each position.
+        """
+        # Two lengths tell a position axis from heads or widths that happen to be as long.
+        shapes = [self._capture(torch.zeros(2, n, dtype=torch.long, device=self.device), hooks) for n in (3, 5)]
+        for hook in hooks:
+            three, five = (shape[hook] for shape in shapes)
+            if not (three.is_floating_point() and three.shape == (2, 3, *five.shape[2:]) and five.shape[:2] == (2, 5)):
+                raise UserError(
+                    f"{hook}: gives {list(five.shape)} for 2 sequences of 5 tokens, "
+                    "not one vector for each position, so it cannot be harvested"
+                )
+        return {hook: values[0, 0].numel() for hook, values in shapes[0].items()}
+
+    def tap(
+        self, tokens: Int[Tensor, "sequence position"], hooks: Sequence[str]
+    ) -> dict[str, Float[Tensor, "sequence position width"]]:
+        """Activations at hook points. Nothing above the last of them is computed.
+
+        This is the one seam through which activations come. Per-head activations [sequence, position, head, d_head] come
+        flattened to [sequence, position, head * d_head].
+
+        Args:
+            tokens: token ids, on any device. Attention runs over whole rows; padding belongs on the right.
+            hooks: TransformerLens names, such as `blocks.4.hook_resid_pre`.
+
+        Raises:
+            UserError: no such hook point, or one that does not fire.
+        """
+        seen = self._capture(tokens.to(self.device), hooks)
+        return {hook: seen[hook].flatten(2) for hook in hooks}
+
+    def _capture(self, tokens: Tensor, hooks: Sequence[str]) -> dict[str, Tensor]:
+        """What the hook points hold, in their own shapes."""
+        points = self.bridge.hook_dict
+        for hook in hooks:
+            if hook not in points:
+                raise UserError(f"{self.name} has no hook point {hook!r}; {choices(hook, points)}")
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Any:
+            def hooked(tensor: Tensor, hook: Any) -> None:
+                seen[name] = tensor.detach().clone()
+                if len(seen) == len(hooks):
+                    raise _AllSeen
+
+            return hooked
+
+        handles = [(points[hook], points[hook].add_hook(keep(hook))) for hook in hooks]
+        try:
+            with torch.inference_mode(), contextlib.suppress(_AllSeen):
+                self.bridge(tokens, return_type=None)
+        finally:
+            for point, handle in handles:
+                handle.hook.remove()
+                point.fwd_hooks.remove(handle)
+        for hook in hooks:
+            if hook not in seen:
+                raise UserError(f"{hook}: a hook point of {self.name} that its forward pass does not reach; take another one")
+        return seen
+
+
+def load_lm(
+    name: str, device: str = "auto", revision: str = "", tokenizer: str = "", trust_remote_code: bool = False
+) -> LM:
+    """Load a language model in float32.
+
+    Args:
+        name: a hub id, a folder in the hub's layout, a .gguf file, or `bundled`.
+        device: cuda, mps, cpu, or auto: the first of these that is there.
+        revision: branch, tag or commit of a model on the hub.
+        tokenizer: hub id or folder of the tokeniser; empty for the model's own.
+        trust_remote_code: let the model's repository run its own code.
+
+    Raises:
+        UserError: not there, not loadable, or the hub cannot be reached.
+    """
+    device = choose_device(device)
+    path = local_path(name)
+    place, commit = (str(path), "") if path else _on_the_hub(name, revision)
+    common: dict[str, Any] = {"revision": commit or None, "trust_remote_code": trust_remote_code}
+    with _quiet():
+        from transformer_lens.model_bridge import TransformerBridge
+
+        gguf = {"gguf_file": Path(place).name} if path and path.suffix == ".gguf" else {}
+        folder = str(Path(place).parent) if gguf else place
+        own = tokenizer == ""
+        loaded = _load_tokenizer(folder if own else tokenizer, **(common | gguf if own else {}))
+        try:
+            model = _load_gguf(folder, gguf["gguf_file"]).to(device) if gguf else None
+            bridge = TransformerBridge.boot_transformers(
+                place,
+                device=device,
+                hf_model=model,
+                tokenizer=copy.deepcopy(loaded),  # the bridge adds tokens of its own to the one it is given
+                **common,
+            )
+        except UserError:
+            raise
+        except Exception as error:  # transformers and TransformerLens raise whatever fits an architecture
+            raise UserError(f"model {name}: cannot be loaded: {_one_line(error)}") from error
+    bridge.eval()
+    return LM(bridge, loaded, name, device, commit)
+
+
+def choose_device(name: str) -> str:
+    """The device that `auto` stands for, or the one that was named.
+
+    Raises:
+        UserError: the named one is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, ok in there.items() if ok)
+    if not there.get(name.partition(":")[0], False):
+        raise UserError(f"device {name!r} is not there; {choices(name, [d for d, ok in there.items() if ok])}")
+    return name
+
+
+def local_path(name: str) -> Path | None:
+    """The folder or .gguf file that a model's name stands for; None for a hub id.
+
+    Raises:
+        UserError: it looks like a path, and nothing is there.
+    """
+    path = BUNDLED if name == "bundled" else Path(name)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UserError(f"model {name}: the folder has no config.json, so it is not a model in the hub's layout")
+        return path
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"model {name}: a file, where a folder in the hub's layout or a .gguf is wanted")
+        return path
+    if name == "bundled" or name.startswith((".", "/", "~")) or path.suffix == ".gguf" or name.count("/") > 1:
+        raise UserError(f"model {name}: nothing there")
+    return None
+
+
+def files_fingerprint(name: str) -> str:
+    """Changes with any file of a local model; empty for one on the hub. Quick: the model is not loaded."""
+    path = local_path(name)
+    if path is None:
+        return ""
+    there = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in MODEL_FILES and p.is_file())
+    digest = hashlib.sha256()
+    for file in there:
+        digest.update(f"{file.name} {files.sha256(file)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _on_the_hub(name: str, revision: str) -> tuple[str, str]:
+    """Where to load a hub model from, and its commit. Without a network the cached copy is taken."""
+    try:
+        return name, hub.commit("model", name, revision)
+    except hub.HubUnreachable as error:
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(name, revision=revision or None, local_files_only=True)
+        except Exception:  # the hub client's errors for "not in the cache" differ between its versions
+            raise UserError(
+                f"{error}, and it is not in the cache; name a local folder (--model FOLDER), take --model bundled, "
+                "or set HF_ENDPOINT to a mirror"
+            ) from None
+        return folder, Path(folder).name
+
+
+def _load_tokenizer(place: str, **options: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(place, **options)
+    except ImportError as error:
+        raise _needs_gguf(error) from None
+    except Exception as error:  # as for models
+        raise UserError(f"{place}: no tokeniser can be loaded ({_one_line(error)}); name one with --tokenizer") from error
+
+
+def _load_gguf(folder: str, file: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    except ImportError as error:
+        raise _needs_gguf(error) from None
+
+
+def _needs_gguf(error: ImportError) -> UserError:
+    return UserError(f"a package is missing: {_one_line(error)} (for .gguf files: pip install 'hsae[gguf]')")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' progress bars, warnings and log lines from the user's terminal while a model loads."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _one_line(error: BaseException, limit: int = 300) -> str:
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -1,0 +1,95 @@
+"""What a reconstruction and a code are worth. Streaming sums in float64: the result does not depend on the batch size.
+
+Definitions (those of the e2e_sae code, which the Hebbian SAE paper uses, beside robust ones):
+
+    MSE          mean over tokens and dimensions of (x - x̂)²
+    EVR          mean over tokens of 1 - ‖x - x̂‖² / ‖x - x̄‖²            (a mean of ratios: heavy-tailed)
+    pooled EVR   1 - Σ‖x - x̂‖² / Σ‖x - x̄‖²
+    L1           mean over tokens of Σ|code| / width
+    L0           mean over tokens of the number of active latents
+    dictionary   latents active on at least one of the tokens
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Results over some tokens. `loss` is MSE plus the variant's penalty; `evr_std` and `evr_median` are over tokens."""
+
+    tokens: int
+    loss: float
+    mse: float
+    evr: float
+    evr_std: float
+    evr_median: float
+    evr_pooled: float
+    l1: float
+    l0: float
+    dictionary: int
+
+
+class Meter:
+    """Adds up metrics over micro-batches.
+
+    Args:
+        centre: x̄, the mean activation that EVR compares with, [width].
+        latents: the size of the dictionary.
+    """
+
+    def __init__(self, centre: Float[Tensor, "width"], latents: int) -> None:
+        # MPS has no float64.
+        self._exact = torch.float32 if centre.device.type == "mps" else torch.float64
+        self._centre = centre
+        self._sums = torch.zeros(4, dtype=self._exact, device=centre.device)
+        self.fired = torch.zeros(latents, dtype=self._exact, device=centre.device)
+        self._ratios: list[Tensor] = []
+        self._tokens = 0
+
+    def add(
+        self,
+        x: Float[Tensor, "token width"],
+        error: Float[Tensor, "token width"],
+        code: Float[Tensor, "token latent"],
+        penalty: Float[Tensor, ""],
+    ) -> None:
+        """Count a micro-batch.
+
+        Args:
+            x: the activations.
+            error: x̂ - x.
+            code: the latents' activations.
+            penalty: the sparsity term of the loss, summed over the tokens.
+        """
+        squared = error.to(self._exact).square().sum(1)
+        spread = (x - self._centre).to(self._exact).square().sum(1)
+        self._sums += torch.stack([squared.sum(), spread.sum(), code.abs().sum().to(self._exact), penalty.to(self._exact)])
+        self._ratios.append(1 - squared / spread)
+        # A product with a row of ones counts several times faster than a reduction over booleans.
+        self.fired += torch.ones(1, len(x), device=x.device).mm(code.sign().abs_()).squeeze(0)
+        self._tokens += len(x)
+
+    def result(self) -> Metrics:
+        """The metrics of all that was added."""
+        squared, spread, l1, penalty = self._sums.tolist()
+        ratios = torch.cat(self._ratios)
+        tokens, width = self._tokens, len(self._centre)
+        mse = squared / (tokens * width)
+        return Metrics(
+            tokens=tokens,
+            loss=mse + penalty / tokens,
+            mse=mse,
+            evr=ratios.mean().item(),
+            evr_std=ratios.std(correction=0).item(),
+            evr_median=ratios.median().item(),
+            evr_pooled=1 - squared / spread if spread else float("nan"),
+            l1=l1 / (tokens * width),
+            l0=self.fired.sum().item() / tokens,
+            dictionary=int((self.fired > 0).sum().item()),
+        )

@@ -1,0 +1,79 @@
+"""Backpropagation: the statistics are the gradients, the displacement is Adam's.
+
+Adam as Kingma & Ba, arXiv 1412.6980, Algorithm 1. The gradient's norm over everything that the rule serves in one SAE is
+clipped first. Gradients are those of the loss averaged over the batch's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from hsae.config import require
+from hsae.rules import Part, Rule, State, Statistics, Synapse, Weights
+
+
+@dataclass(frozen=True)
+class Backprop(Rule):
+    """Gradient descent on the SAE's loss, by Adam."""
+
+    lr: float = 1e-2
+    """learning rate"""
+    beta1: float = 0.9
+    """decay of the mean of the gradient"""
+    beta2: float = 0.999
+    """decay of the mean of its square"""
+    eps: float = 1e-8
+    """added to the root of the mean square"""
+    clip: float = 1.0
+    """largest norm of the gradient; 0 never clips"""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "lr", "above 0", self.lr)
+        require(0 <= self.beta1 < 1, "beta1", "in [0, 1)", self.beta1)
+        require(0 <= self.beta2 < 1, "beta2", "in [0, 1)", self.beta2)
+        require(self.eps > 0, "eps", "above 0", self.eps)
+        require(self.clip >= 0, "clip", "0 or above", self.clip)
+
+    def start(self, weights: Weights) -> State:
+        state = {"step": torch.zeros((), dtype=torch.int64)}
+        for name, value in (("W", weights.W), ("b", weights.b)):
+            if value is not None:
+                state |= {f"{name}.mean": torch.zeros_like(value), f"{name}.square": torch.zeros_like(value)}
+        return state
+
+    def statistics(self, synapse: Synapse) -> Statistics:
+        gradient = synapse.gradient()
+        sums = {"W": gradient.W, "tokens": torch.tensor(float(len(synapse.x)), device=synapse.x.device)}
+        return sums if gradient.b is None else sums | {"b": gradient.b}
+
+    def step(self, parts: Mapping[str, Part]) -> dict[str, tuple[Weights, State]]:
+        means = {
+            name: {key: value / p.statistics["tokens"] for key, value in p.statistics.items() if key != "tokens"}
+            for name, p in parts.items()
+        }
+        if self.clip:
+            norm = torch.stack([g.norm() for part in means.values() for g in part.values()]).norm()
+            factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+            means = {name: {key: g * factor for key, g in part.items()} for name, part in means.items()}
+        return {name: self._adam(means[name], p.weights, p.state) for name, p in parts.items()}
+
+    def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
+        return self.step({"": Part(statistics, weights, state)})[""]
+
+    def _adam(self, gradient: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
+        # A device tensor, so that a GPU never waits for the host.
+        step = state["step"] + 1
+        new: State = {"step": step}
+        power = step.to(weights.W.device, torch.float32)
+        debias1, debias2 = 1 - self.beta1**power, 1 - self.beta2**power
+        change = Weights(torch.zeros_like(weights.W))
+        for name in gradient:
+            mean = torch.lerp(state[f"{name}.mean"], gradient[name], 1 - self.beta1)
+            square = self.beta2 * state[f"{name}.square"] + (1 - self.beta2) * gradient[name].square()
+            new |= {f"{name}.mean": mean, f"{name}.square": square}
+            move = -self.lr * (mean / debias1) / ((square / debias2).sqrt() + self.eps)
+            change = replace(change, **{name: move})
+        return change, new

@@ -1,0 +1,35 @@
+"""The plain SAE: ReLU, and an L1 penalty of l1 · Σ|code| / width a token (the divisor is the width, not the dictionary)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hsae.config import require
+from hsae.sae import Variant
+
+
+@dataclass(frozen=True)
+class ReLU(Variant):
+    """ReLU code with an L1 penalty."""
+
+    l1: float = 1e-2
+    """weight of the L1 penalty, on Σ|code| / width"""
+
+    def __post_init__(self) -> None:
+        require(self.l1 >= 0, "l1", "0 or above", self.l1)
+
+    def activate(self, u: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
+        return torch.relu(u)
+
+    def penalty(self, code: Float[Tensor, "token latent"], width: int) -> Float[Tensor, ""]:
+        return self.l1 * code.sum() / width
+
+    def backward(
+        self, code: Float[Tensor, "token latent"], gradient: Float[Tensor, "token latent"], width: int
+    ) -> Float[Tensor, "token latent"]:
+        # One pass: the gradient where the code is above 0, else 0.
+        return torch.ops.aten.threshold_backward(gradient.add_(self.l1 / width), code, 0)

@@ -1,0 +1,35 @@
+"""TopK (Gao et al., arXiv 2406.04093): each token keeps its k highest positive drives; no penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hsae.config import require
+from hsae.sae import Variant
+
+
+@dataclass(frozen=True)
+class TopK(Variant):
+    """The k most driven latents of each token."""
+
+    k: int = 32
+    """latents that a token may use"""
+
+    def __post_init__(self) -> None:
+        require(self.k >= 1, "k", "1 or above", self.k)
+
+    def activate(self, u: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
+        top = u.topk(min(self.k, u.shape[-1]), dim=-1)
+        return torch.zeros_like(u).scatter_(-1, top.indices, torch.relu(top.values))
+
+    def penalty(self, code: Float[Tensor, "token latent"], width: int) -> Float[Tensor, ""]:
+        return code.new_zeros(())
+
+    def backward(
+        self, code: Float[Tensor, "token latent"], gradient: Float[Tensor, "token latent"], width: int
+    ) -> Float[Tensor, "token latent"]:
+        return torch.ops.aten.threshold_backward(gradient, code, 0)

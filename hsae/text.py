@@ -1,0 +1,310 @@
+"""Where documents come from: a dataset on the hub or local files, always as a stream, never a whole file in memory."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hsae import files, hub
+from hsae.errors import UserError, choices
+
+# A document is text, or token ids already made.
+Document = str | NDArray[np.integer[Any]]
+
+COLUMNS = ("text", "input_ids", "tokens")
+BUNDLED = Path(__file__).parent / "assets" / "stories.parquet"
+# A .txt document longer than this many characters is cut at a line end.
+LONGEST = 1 << 20
+READ_BYTES = 1 << 20
+
+
+class Source(Protocol):
+    """A stream of documents that can be entered at any of them."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the manifest says of the text; changes when the text does."""
+        ...
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """The documents from number `start` on, in their order."""
+        ...
+
+
+def open_source(
+    data: tuple[str, ...], *, split: str = "train", column: str = "", revision: str = "", separator: str = "<|endoftext|>"
+) -> Source:
+    """Documents from what a user named. The hub is not asked before the first use.
+
+    Args:
+        data: one hub dataset id, or local files (.txt, .jsonl, .parquet, .npy), or `bundled`.
+        split: split of a hub dataset.
+        column: column of a dataset, a .jsonl or a .parquet; empty takes the first there is of text, input_ids and tokens.
+        revision: branch, tag or commit of a hub dataset.
+        separator: cuts a .txt into documents; empty leaves a file whole.
+
+    Raises:
+        UserError: a file is missing or of an unknown kind.
+    """
+    paths = [BUNDLED if name == "bundled" else Path(name) for name in data]
+    if len(data) == 1 and not paths[0].exists() and not _looks_local(data[0]):
+        return HubDataset(data[0], split, column, revision)
+    for name, path in zip(data, paths, strict=True):
+        if not path.exists():
+            raise UserError(f"{name}: no such file" + (" (several --data must all be local files)" if len(data) > 1 else ""))
+        if path.is_dir():
+            raise UserError(f"{name}: a folder; name the files in it")
+        if path.suffix not in READERS:
+            raise UserError(f"{name}: unknown kind of file {path.suffix!r}; known are {', '.join(READERS)}")
+    return LocalFiles(tuple(paths), column, separator)
+
+
+def _looks_local(name: str) -> bool:
+    return name == "bundled" or Path(name).suffix in READERS or name.startswith(("/", ".", "~"))
+
+
+# ---- local files
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Documents of local files, one file after the other."""
+
+    paths: tuple[Path, ...]
+    column: str = ""
+    separator: str = "<|endoftext|>"
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Name, size and checksum of each file. The folders they lie in do not matter and are not told."""
+        return {"files": [{"name": p.name, "bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in self.paths]}
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """The documents from number `start` on. Empty ones count, so that a number always means the same document.
+
+        Raises:
+            UserError: a file cannot be read; the line names it and the place in it.
+        """
+        read = (READERS[path.suffix](path, self) for path in self.paths)
+        return itertools.islice(itertools.chain.from_iterable(read), start, None)
+
+
+def _read_txt(path: Path, source: LocalFiles) -> Iterator[str]:
+    """Documents of a text file, without the blanks around them."""
+    # A shell hands over "\n" as two characters.
+    separator = source.separator.replace("\\n", "\n")
+    buffer = ""
+    for text in _decoded(path):
+        buffer += text
+        *whole, buffer = buffer.split(separator) if separator else [buffer]
+        for document in whole:
+            yield from (part.strip() for part in _cut(document))
+        # What is left may still grow, and its end may be the first half of a separator.
+        *parts, buffer = _cut(buffer)
+        yield from (part.strip() for part in parts)
+    yield buffer.strip()
+
+
+def _cut(document: str) -> list[str]:
+    """A document in parts of at most LONGEST characters, cut at line ends where there are any."""
+    parts = []
+    while len(document) > LONGEST:
+        end = document.rfind("\n", 0, LONGEST) + 1 or LONGEST
+        parts.append(document[:end])
+        document = document[end:]
+    return [*parts, document]
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    """The text of a file, in pieces, with every line end as a newline."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    offset = 0
+    with open(path, "rb") as file:
+        while True:
+            data = file.read(READ_BYTES)
+            waiting = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset - waiting + error.start) from None
+            if offset == 0:
+                text = text.removeprefix("\ufeff")
+            offset += len(data)
+            yield newlines.decode(text, final=not data)
+            if not data:
+                return
+
+
+def _not_utf8(path: Path, offset: int) -> UserError:
+    return UserError(f"{path}: not UTF-8 text at byte {offset}; convert it first, e.g. `iconv -t UTF-8`")
+
+
+def _read_jsonl(path: Path, source: LocalFiles) -> Iterator[Document]:
+    column, offset = "", 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line.decode()) if line.strip() else None
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset + error.start) from None
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+            offset += len(line)
+            if row is None:
+                continue
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}: an object with a text column is wanted, not {type(row).__name__}")
+            column = column or pick_column(f"{path}, line {number}", source.column, row)
+            if column not in row:
+                raise UserError(f"{path}, line {number}: no column {column!r}; {choices(column, row)}")
+            yield as_document(row[column], f"{path}, line {number}")
+
+
+def _read_parquet(path: Path, source: LocalFiles) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            column = pick_column(str(path), source.column, file.schema_arrow.names)
+            row = 0
+            for batch in file.iter_batches(batch_size=1024, columns=[column]):
+                values = batch.column(0)
+                lists = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+                for value in values if lists else values.to_pylist():
+                    if lists:
+                        value = value.values.to_numpy(zero_copy_only=False) if value.is_valid else None
+                    yield as_document(value, f"{path}, row {row}")
+                    row += 1
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({_one_line(error)})") from None
+
+
+def _read_npy(path: Path, source: LocalFiles) -> Iterator[Document]:
+    """A flat array is one document; in a table each row is one."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: not a readable .npy array ({error})") from None
+    if array.ndim not in (1, 2) or array.dtype.kind not in "iu":
+        raise UserError(f"{path}: whole numbers in one or two dimensions are wanted, not {array.dtype} {array.shape}")
+    yield from array if array.ndim == 2 else [array]
+
+
+READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet, ".npy": _read_npy}
+
+
+def pick_column(where: str, wanted: str, there: Iterable[str]) -> str:
+    """The wanted column, or when none was named the first there is of text, input_ids and tokens.
+
+    Raises:
+        UserError: it is not there; the line names those that are.
+    """
+    there = list(there)
+    for column in [wanted] if wanted else COLUMNS:
+        if column in there:
+            return column
+    said = f"no column {wanted!r}" if wanted else "no column named text, input_ids or tokens; name one with --column"
+    raise UserError(f"{where}: {said}; {choices(wanted or 'text', there)}")
+
+
+def as_document(value: Any, where: str) -> Document:
+    """One cell of a column as a document. A missing value is an empty document.
+
+    Raises:
+        UserError: it is neither text nor a list of whole numbers.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, (list, np.ndarray)):
+        array = np.asarray(value)
+        if array.ndim == 1 and (array.size == 0 or array.dtype.kind in "iu"):
+            return array.astype(np.int64, copy=False)
+    raise UserError(f"{where}: a document must be text or a list of token ids, not {str(value)[:40]!r}")
+
+
+# ---- the hub
+
+_ELSEWHERE = (
+    "name local files (--data FILE.txt), take --data bundled, set HF_ENDPOINT to a mirror, "
+    "or HF_HUB_OFFLINE=1 if it is in your cache"
+)
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """Documents of a dataset on the Hugging Face hub, streamed. `owner/name:config` names one of several configurations."""
+
+    name: str
+    split: str = "train"
+    column: str = ""
+    revision: str = ""
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The dataset and the commit that it stands at; offline, only the revision that the user named is known."""
+        return {"dataset": self.name, "revision": self._commit or self.revision or "unknown (offline)"}
+
+    @cached_property
+    def _commit(self) -> str:
+        """Empty when the user works offline on purpose."""
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            return ""
+        try:
+            return hub.commit("dataset", self.name.partition(":")[0], self.revision)
+        except hub.HubUnreachable as error:
+            raise UserError(f"{error}; {_ELSEWHERE}") from None
+
+    @cached_property
+    def _rows(self) -> Any:
+        """The streaming dataset of the `datasets` library."""
+        revision = self._commit or self.revision or None
+        name, _, configuration = self.name.partition(":")
+        from datasets import load_dataset
+
+        try:
+            return load_dataset(name, configuration or None, split=self.split, revision=revision, streaming=True)
+        except ConnectionError:
+            raise UserError(f"{self}: neither on the hub within reach nor in the cache; {_ELSEWHERE}") from None
+        except Exception as error:  # an unknown split, a broken file: the library raises its own errors and others'
+            raise UserError(f"{self}: cannot be loaded: {_one_line(error)}") from None
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """The documents from number `start` on.
+
+        Raises:
+            UserError: the hub cannot be reached, or the dataset lacks the split or the column.
+        """
+        features = self._rows.features
+        column = pick_column(str(self), self.column, features) if features else self.column
+        rows = self._rows.skip(start) if start else self._rows
+        try:
+            for number, row in enumerate(rows, start=start):
+                column = column or pick_column(str(self), "", row)
+                if column not in row:
+                    raise UserError(f"{self}: no column {column!r}; {choices(column, row)}")
+                yield as_document(row[column], f"{self}, row {number}")
+        except OSError as error:
+            raise UserError(f"{self}: the stream broke off ({_one_line(error)}); give the same command again") from None
+
+    def __str__(self) -> str:
+        return f"dataset {self.name}"
+
+
+def _one_line(error: BaseException, limit: int = 300) -> str:
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -1,0 +1,301 @@
+"""`hsae train`: the one training loop. It reads the store once for all setups and seeds, and is the only thing that changes state."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hsae import config
+from hsae.errors import UserError
+from hsae.files import cache_root
+from hsae.learner import Learner, accumulate
+from hsae.metrics import Meter, Metrics
+from hsae.progress import Progress
+from hsae.run import RESULT, Result, Row, Run, RunWriter
+from hsae.store import HookRecord, Store
+from hsae.trainconfig import TrainConfig
+
+# Weights this many times longer than at the start have left every regime that any rule is meant for.
+EXPLODED = 1e4
+
+
+def train(settings: TrainConfig, progress: Progress | None = None) -> Run:
+    """Train, or go on with a run that was cut off, or return one that is finished.
+
+    Args:
+        settings: what to train. The same settings on the same store name the same run.
+        progress: shows the work; none by default.
+
+    Returns:
+        the finished run. A setup that diverges is stopped and marked; the others go on.
+
+    Raises:
+        UserError: the store, the hook point, the sizes or the device do not allow it.
+        KeyboardInterrupt: on Ctrl-C, after a checkpoint; the same call goes on from there.
+    """
+    progress = progress or Progress(None)
+    store = Store.open(settings.store)
+    hook, record = store.hook(settings.hook)
+    device = _device(settings.device)
+    folder = cache_root() / "runs" / (settings.name or f"{store.name}-{_identity(settings, store)}")
+    if (folder / RESULT).exists():
+        run = Run(folder)
+        if run.result.store_fingerprint != store.manifest.fingerprint:
+            raise UserError(f"{folder}: was trained on another store; give another --name, or delete it")
+        RunWriter(folder, _resolved(settings, store, hook))
+        progress.say(f"{folder} is already trained: nothing to do")
+        return run
+    scale = settings.normalise.scale(record)
+    held_out = -(-settings.held_out // store.manifest.context)
+    if held_out >= store.manifest.sequences:
+        raise UserError(
+            f"store {store.name} has {store.manifest.sequences} sequences, {held_out} of them would be held out: "
+            "harvest more, or lower --held-out"
+        )
+    rows = store.rows(hook, settings.data_seed, held_out)
+    steps = settings.steps or int(settings.epochs * rows.rows_per_epoch) // settings.batch_tokens
+    if steps == 0:
+        raise UserError(
+            f"store {store.name} has {rows.rows_per_epoch} tokens to train on, fewer than one batch of "
+            f"{settings.batch_tokens}: harvest more, lower --batch-tokens, or raise --epochs"
+        )
+    writer = RunWriter(folder, _resolved(settings, store, hook))
+    loop = Loop(settings, record.width, device, scale)
+    loop.restore(writer)
+    progress.start(f"{folder}: {steps} steps of {settings.batch_tokens} tokens on {device}", steps, loop.step)
+    _warn_of_scale(settings, record, scale, progress)
+    with interruptible() as interrupted:
+        saved = time.monotonic()
+        batches = rows.batches(settings.batch_tokens, start=loop.step * settings.batch_tokens)
+        while loop.step < steps and loop.active:
+            records = loop.advance(next(batches), last=loop.step + 1 == steps)
+            if records:
+                writer.log(records)
+            progress.advance(loop.step, settings.batch_tokens, records)
+            for learner, reason in loop.news():
+                progress.say(f"{learner}: diverged {reason}")
+            stop = interrupted()
+            if stop or loop.step == steps or time.monotonic() - saved >= settings.checkpoint_seconds:
+                writer.checkpoint(*loop.snapshot())
+                saved = time.monotonic()
+            if stop:
+                raise KeyboardInterrupt(f"stopped at step {loop.step} of {steps}; the same command goes on from there")
+        batches.close()
+    progress.stop()
+    held = _held_out(store, hook, held_out, settings.held_out) * scale
+    rows_of_table = tuple(loop.row(i, held.to(device)) for i in range(len(loop.learners)))
+    saes = {(x.name, x.seed): x.sae(scale) for i, x in enumerate(loop.learners) if i not in loop.diverged}
+    if settings.normalise.fold:
+        saes = {key: sae.folded() for key, sae in saes.items()}
+    result = Result(
+        version=1,
+        store=str(store.folder) if store.folder.parent != cache_root() / "activations" else store.name,
+        store_fingerprint=store.manifest.fingerprint,
+        model=store.manifest.model,
+        hook=hook,
+        width=record.width,
+        latents=settings.latents,
+        scale=scale,
+        folded=settings.normalise.fold,
+        steps=loop.step,
+        tokens=loop.step * settings.batch_tokens,
+        held_out=len(held),
+        dead_window=settings.dead_window,
+        rows=rows_of_table,
+    )
+    return writer.finish(saes, result)
+
+
+class Loop:
+    """The state of training, and one step of it."""
+
+    def __init__(self, settings: TrainConfig, width: int, device: torch.device, scale: float) -> None:
+        self.settings, self.device, self.scale = settings, device, scale
+        self.micro_batch = settings.micro_batch or (512 if device.type == "cpu" else settings.batch_tokens)
+        self.learners = [
+            Learner(name, settings.setup[name], seed, width, settings.latents, device)
+            for name in settings.setups
+            for seed in settings.seeds
+        ]
+        self.step = 0
+        self.diverged: dict[int, str] = {}
+        self._told: set[int] = set()
+        self._seconds = [0.0] * len(self.learners)
+        self._start_norm = [float(x.weights["encoder"].W.norm()) for x in self.learners]
+        # For each latent, the number of training tokens seen when it last fired.
+        self._last_fired = [torch.zeros(settings.latents, dtype=torch.int64, device=device) for _ in self.learners]
+
+    @property
+    def active(self) -> list[int]:
+        """Indices of the learners that have not diverged."""
+        return [i for i in range(len(self.learners)) if i not in self.diverged]
+
+    def advance(self, batch: Float[Tensor, "token width"], last: bool) -> list[dict[str, Any]]:
+        """One step of every learner; the lines for `metrics.jsonl`, when this step is one that is logged."""
+        x = batch.to(self.device) * self.scale
+        centre = x.mean(0)
+        self.step += 1
+        logged = last or self.step % self.settings.log_every == 0 or self.step == 1
+        records = []
+        for i in self.active:
+            began = time.perf_counter()
+            learner = self.learners[i]
+            meter = Meter(centre, self.settings.latents)
+            statistics: dict[str, Any] = {}
+            for block in x.split(self.micro_batch):
+                forward = learner.forward(block)
+                meter.add(block, forward.error, forward.code, learner.setup.sae.penalty(forward.code, block.shape[1]))
+                accumulate(statistics, learner.statistics(forward))
+            learner.update(statistics)
+            self._last_fired[i][meter.fired > 0] = self.step * self.settings.batch_tokens
+            # On a GPU reading a result waits for it, so there it is read only when it is logged.
+            if logged or self.device.type == "cpu":
+                metrics = meter.result()
+                reason = self._trouble(i, metrics)
+                if reason:
+                    self.diverged[i] = f"at step {self.step}: {reason}"
+                elif logged:
+                    head = {"step": self.step, "setup": learner.name, "seed": learner.seed}
+                    records.append(head | dataclasses.asdict(metrics) | {"dead": self._dead(i)})
+            self._seconds[i] += time.perf_counter() - began
+        return records
+
+    def _trouble(self, i: int, metrics: Metrics) -> str | None:
+        """Which quantity left its bounds and the likely cause, or None."""
+        learner = self.learners[i]
+        rate = "a learning rate too high for the scale of the activations"
+        hint = f"{rate}; lower --setup.{learner.name}.encoder.lr, or scale the activations with --normalise.mode variance"
+        if not math.isfinite(metrics.loss):
+            return f"the loss is {metrics.loss}; likely {hint}"
+        for name, weights in learner.weights.items():
+            for part, value in (("W", weights.W), ("b", weights.b)):
+                if value is not None and not math.isfinite(norm := value.norm().item()):
+                    return f"the norm of the {name}'s {part} is {norm}; likely {hint}"
+            if weights.W.norm().item() > EXPLODED * self._start_norm[i]:
+                return f"the {name}'s weights grew {EXPLODED:.0e} times; likely a rule without decay, or {hint}"
+        return None
+
+    def news(self) -> Iterator[tuple[str, str]]:
+        """Divergences not told before: (setup and seed, what happened)."""
+        for i, reason in self.diverged.items():
+            if i not in self._told:
+                self._told.add(i)
+                yield f"{self.learners[i].name} (seed {self.learners[i].seed})", reason
+
+    def _dead(self, i: int) -> int:
+        seen = self.step * self.settings.batch_tokens
+        return int((seen - self._last_fired[i] >= min(self.settings.dead_window, seen)).sum())
+
+    def row(self, i: int, held: Float[Tensor, "token width"]) -> Row:
+        """A learner's line of the run's table, measured on held-out tokens (at the training scale)."""
+        learner = self.learners[i]
+        seconds = self._seconds[i]
+        speed = self.step * self.settings.batch_tokens / seconds if seconds else None
+        if i in self.diverged:
+            nothing = {f.name: None for f in dataclasses.fields(Row)}
+            return Row(**nothing | {"setup": learner.name, "seed": learner.seed, "diverged": self.diverged[i]})  # pyright: ignore
+        meter = Meter(held.double().mean(0).float(), self.settings.latents)
+        for block in held.split(self.micro_batch):
+            forward = learner.forward(block)
+            meter.add(block, forward.error, forward.code, learner.setup.sae.penalty(forward.code, block.shape[1]))
+        values = dataclasses.asdict(meter.result())
+        shared = {f.name: values[f.name] for f in dataclasses.fields(Row) if f.name in values}
+        finite = {key: value if math.isfinite(value) else None for key, value in shared.items()}
+        return Row(setup=learner.name, seed=learner.seed, dead=self._dead(i), tokens_per_second=speed, **finite)
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that going on needs: tensors, and plain data."""
+        tensors = {}
+        for i, learner in enumerate(self.learners):
+            tensors |= {f"{i}.{key}": value for key, value in learner.tensors().items()}
+            tensors[f"{i}.last_fired"] = self._last_fired[i]
+        return tensors, {"step": self.step, "diverged": self.diverged, "seconds": self._seconds}
+
+    def restore(self, writer: RunWriter) -> None:
+        """Go on from a run's checkpoint, if it has one."""
+        saved = writer.restore()
+        if saved is None:
+            return
+        tensors, state = saved
+        self.step, self._seconds = state["step"], state["seconds"]
+        self.diverged = {int(i): reason for i, reason in state["diverged"].items()}
+        for i, learner in enumerate(self.learners):
+            prefix = f"{i}."
+            learner.restore({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
+            self._last_fired[i] = tensors[f"{i}.last_fired"].to(self.device)
+
+
+def _resolved(settings: TrainConfig, store: Store, hook: str) -> dict[str, Any]:
+    named = str(store.folder) if store.folder.parent != cache_root() / "activations" else store.name
+    return config.table(dataclasses.replace(settings, store=named, hook=hook))
+
+
+def _identity(settings: TrainConfig, store: Store) -> str:
+    """What tells runs on a store apart: all settings that change the result, and the store's bytes."""
+    table = config.table(settings)
+    for name in ("name", "store", "device", "checkpoint_seconds", "log_every", "micro_batch"):
+        table.pop(name, None)
+    return config.fingerprint([table, store.manifest.fingerprint])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _warn_of_scale(settings: TrainConfig, record: HookRecord, scale: float, progress: Progress) -> None:
+    """The defaults are the paper's, made for a variance per dimension of 5.6e-4: say so when the data are far from it."""
+    variance = record.variance * scale**2
+    if not 1 / 4 < variance / 5.6e-4 < 4 and settings.normalise.mode == "none":
+        progress.say(
+            f"note: variance per dimension is {variance:.2g}, the default settings are made for 5.6e-4; "
+            "--normalise.mode variance scales to it"
+        )
+
+
+def _held_out(store: Store, hook: str, sequences: int, tokens: int) -> Float[Tensor, "token width"]:
+    first = store.manifest.sequences - sequences
+    rows = torch.cat([chunk.activations[chunk.keep] for chunk in store.chunks(hook, 64, first)])[:tokens]
+    if len(rows) == 0:
+        raise UserError(f"store {store.name}: no position of the last {sequences} sequences counts; raise --held-out")
+    return rows
+
+
+@contextmanager
+def interruptible() -> Iterator[Any]:
+    """Ctrl-C sets a flag, so that a step is never cut in two; a second Ctrl-C ends at once.
+
+    Yields:
+        a function: was Ctrl-C pressed?
+    """
+    pressed = []
+
+    def press(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    try:
+        old = signal.signal(signal.SIGINT, press)
+    except ValueError:  # not in the main thread: Ctrl-C is somebody else's
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, old)
