@@ -41,7 +41,7 @@ def main() -> NoReturn:
         print(f"hsae: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as stop:
-        print(f"hsae: {stop or 'stopped; the same command goes on from what is saved'}", file=sys.stderr)
+        print(f"hsae: {str(stop) or 'stopped; the same command goes on from what is saved'}", file=sys.stderr)
         code = 130
     except BrokenPipeError:
         # The reader of our output (head, less) is gone: that is no error.

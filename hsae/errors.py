@@ -28,3 +28,8 @@ def choices(wrong: str, known: Iterable[str], limit: int = 5) -> str:
         return "there is " + ", ".join(names)
     near = difflib.get_close_matches(wrong, names, n=limit, cutoff=0.4) or names[:limit]
     return "nearest: " + ", ".join(near)
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """A library's error message on one line, for the inside of an error line of ours."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -1,7 +1,7 @@
-"""What a store says about the latents of an SAE: how often and how strongly each fires, on which tokens, in which contexts.
+"""What a store says about the latents of an SAE: how often each fires, how strongly, on which tokens and where.
 
-Numbers only; the terminal, the page and the server draw them. A latent *fires* at a position where its activation is above
-zero. Positions that the store leaves out (keep=False) are no evidence: they are never encoded and never counted.
+Numbers only; the terminal, the page and the server draw them. A latent *fires* at a position where its activation is
+above zero. Positions that the store leaves out (keep=False) are no evidence: they are neither encoded nor counted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Survey:
         rows: how many positions count, [1].
         firings: at how many of them each latent fires.
         mean: mean activation where it fires; 0 for a latent that never does.
-        activation: peaks of its strongest contexts, each from another sequence; strongest first, among equals the earlier.
+        activation: peaks of its strongest contexts, each from another sequence; strongest first, then the earlier.
         sequence: the store's index of that sequence.
         position: the peak's place in it.
         window: token ids around the peak, which is at column `BEFORE`; -1 beyond the sequence's ends.
@@ -103,7 +103,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of activations above zero: bin i holds those in (i · width, (i + 1) · width]; the last bin holds the maximum."""
+    """Counts of activations above zero: bin i has those in (i · width, (i + 1) · width]; the last has the maximum."""
 
     width: float
     counts: tuple[int, ...]
@@ -141,7 +141,7 @@ class TokenUse:
 
 @dataclass(frozen=True)
 class LatentEvidence:
-    """One latent over one store. `mean` is over the positions where it fires; both are 0 for a latent that never does."""
+    """One latent over one store. `mean` is over the positions where it fires, 0 for a latent that never does."""
 
     latent: int
     latents: int
@@ -183,8 +183,8 @@ def survey(sae: SAE, store: Store, hook: str, advance: Advance = _ignore) -> Sur
             )
             for sequence, piece, position in pieces:
                 strongest.offer(chunk.first + sequence, piece, position)
-            # A product with ones is the fastest sum over rows; counts to ROWS are exact in float32. In place, since another
-            # tensor of this size costs as much as the encoder product.
+            # A product with ones is the fastest sum over rows; counts to ROWS are exact in float32. In place, since
+            # another tensor of this size costs as much as the encoder product.
             ones = torch.ones(len(part))
             total += ones @ code
             firings += (ones @ code.gt_(0)).long()
@@ -221,7 +221,7 @@ class _Strongest:
         higher = value > torch.where(same, old, 0).amax(1)
         old = torch.where(same & higher[:, None], 0, old)
         value = torch.where(higher, value, 0)
-        activation, order = torch.cat([old, value[:, None]], 1).sort(1, descending=True, stable=True)
+        activation, order = torch.cat([old, value[:, None]], 1).sort(dim=1, descending=True, stable=True)
         order, activation = order[:, :CONTEXTS], activation[:, :CONTEXTS]
         self.activation[better] = activation
         for kept, new in ((self.sequence, torch.full_like(better, sequence)), (self.position, position[row])):
@@ -247,7 +247,7 @@ def _windows(
 
 
 def cached_survey(path: Path, sae: SAE, store: Store, hook: str, advance: Advance = _ignore) -> Survey:
-    """The survey in the file `path` if it is of this SAE, store and hook point; else a new one, which is saved there."""
+    """The survey in the file `path` if it is of this SAE, store and hook point; else a new one, saved there."""
     facts = {"format": "hsae-survey-1", "sae": fingerprint(sae), "store": store.manifest.fingerprint, "hook": hook}
     names = [field.name for field in fields(Survey)]
     try:
@@ -271,7 +271,7 @@ def fingerprint(sae: SAE) -> str:
     digest = hashlib.sha256(json.dumps([config.table(sae.variant), sae.scale], sort_keys=True).encode())
     for weight in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec):
         digest.update(repr((weight.dtype, tuple(weight.shape))).encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -307,8 +307,10 @@ def examine(
         code[chunk.keep] = kept
         peak, position = code.max(1)
         floor = top[-1].activation if len(top) == contexts else 0.0
-        for row in (peak > floor).nonzero().flatten().tolist():
-            top.append(_context(chunk.first + row, int(position[row]), chunk.tokens[row], code[row]))
+        top += [
+            _context(chunk.first + row, int(position[row]), chunk.tokens[row], code[row])
+            for row in (peak > floor).nonzero().flatten().tolist()
+        ]
         # Python's sort is stable: among equals the earlier sequence stays first.
         top = sorted(top, key=lambda context: -context.activation)[:contexts]
         maximum = max(maximum, float(peak.max()))
@@ -338,7 +340,7 @@ def _context(sequence: int, position: int, tokens: Int[Tensor, "token"], code: F
 
 def _tally(total: Tensor, index: Int[Tensor, "row"], weight: Tensor | None = None) -> Tensor:
     """`total` with a count (or a weight) added for each index, longer if an index asks for it."""
-    more = torch.bincount(index, None if weight is None else weight.double(), minlength=len(total))
+    more = torch.bincount(index, None if weight is None else weight.double(), minlength=len(total)).double()
     more[: len(total)] += total
     return more
 
@@ -346,8 +348,8 @@ def _tally(total: Tensor, index: Int[Tensor, "row"], weight: Tensor | None = Non
 class _Growing:
     """A histogram made in one pass, though the maximum is known only at its end.
 
-    The range is a power of two and doubles when a value exceeds it: neighbouring bins are added in pairs, so every count
-    stays exact, and the result does not depend on the order of the values.
+    The range is a power of two and doubles when a value exceeds it: neighbouring bins are added in pairs, so every
+    count stays exact, and the result does not depend on the order of the values.
     """
 
     def __init__(self) -> None:
@@ -368,7 +370,7 @@ class _Growing:
         self.counts += torch.bincount(bins, minlength=BINS)
 
     def upto(self, maximum: float) -> Histogram:
-        """The bins up to the one that holds the maximum: half of them at least, unless that is an exact power of two."""
+        """The bins up to the one that holds the maximum: more than half of them."""
         width = self.top / BINS
         used = math.ceil(maximum / width) if width else 0
         return Histogram(width, tuple(self.counts[:used].tolist()))

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: one quick question before anything is loaded from it, so that no network means one clear line."""
+"""The Hugging Face hub: one quick question before anything is loaded, so that no network means one clear line."""
 
 from __future__ import annotations
 

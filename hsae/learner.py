@@ -79,7 +79,8 @@ class Forward:
         W = self._through_code.T @ self.x
         if self.tied:
             W += self._decoder_gradient().W
-        return Weights(W, self._through_code.sum(0))
+        # A product with a row of ones is many times faster than PyTorch's sum over the first dimension.
+        return Weights(W, (self.x.new_ones(1, len(self.x)) @ self._through_code).squeeze(0))
 
     def synapse(self, name: str) -> Synapse:
         """The synapse `encoder` or `decoder`, as a rule sees it."""

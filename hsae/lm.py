@@ -1,4 +1,4 @@
-"""The language model behind a hook point: loaded through the TransformerLens bridge, tapped at the layers that are asked for."""
+"""The language model behind a hook: loaded through the TransformerLens bridge, computed only as far as needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hsae import files, hub
-from hsae.errors import UserError, choices
+from hsae.errors import UserError, choices, one_line
 
 BUNDLED = Path(__file__).parent / "assets" / "bundled"
 # What a model's folder holds that decides its outputs.
@@ -102,7 +102,7 @@ class LM:
     ) -> dict[str, Float[Tensor, "sequence position width"]]:
         """Activations at hook points. Nothing above the last of them is computed.
 
-        This is the one seam through which activations come. Per-head activations [sequence, position, head, d_head] come
+        This is the one seam through which activations come. Those of heads, [sequence, position, head, d_head], come
         flattened to [sequence, position, head * d_head].
 
         Args:
@@ -141,7 +141,7 @@ class LM:
                 point.fwd_hooks.remove(handle)
         for hook in hooks:
             if hook not in seen:
-                raise UserError(f"{hook}: a hook point of {self.name} that its forward pass does not reach; take another one")
+                raise UserError(f"{hook}: the forward pass of {self.name} never fires it; take another hook point")
         return seen
 
 
@@ -169,8 +169,7 @@ def load_lm(
 
         gguf = {"gguf_file": Path(place).name} if path and path.suffix == ".gguf" else {}
         folder = str(Path(place).parent) if gguf else place
-        own = tokenizer == ""
-        loaded = _load_tokenizer(folder if own else tokenizer, **(common | gguf if own else {}))
+        loaded = _load_tokenizer(tokenizer) if tokenizer else _load_tokenizer(folder, name, **common, **gguf)
         try:
             model = _load_gguf(folder, gguf["gguf_file"]).to(device) if gguf else None
             bridge = TransformerBridge.boot_transformers(
@@ -183,7 +182,7 @@ def load_lm(
         except UserError:
             raise
         except Exception as error:  # transformers and TransformerLens raise whatever fits an architecture
-            raise UserError(f"model {name}: cannot be loaded: {_one_line(error)}") from error
+            raise UserError(f"model {name}: cannot be loaded: {one_line(error)}") from error
     bridge.eval()
     return LM(bridge, loaded, name, device, commit)
 
@@ -251,7 +250,7 @@ def _on_the_hub(name: str, revision: str) -> tuple[str, str]:
         return folder, Path(folder).name
 
 
-def _load_tokenizer(place: str, **options: Any) -> Any:
+def _load_tokenizer(place: str, said: str = "", **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -259,7 +258,7 @@ def _load_tokenizer(place: str, **options: Any) -> Any:
     except ImportError as error:
         raise _needs_gguf(error) from None
     except Exception as error:  # as for models
-        raise UserError(f"{place}: no tokeniser can be loaded ({_one_line(error)}); name one with --tokenizer") from error
+        raise UserError(f"{said or place}: no tokeniser loads ({one_line(error)}); name one with --tokenizer") from error
 
 
 def _load_gguf(folder: str, file: str) -> Any:
@@ -272,7 +271,7 @@ def _load_gguf(folder: str, file: str) -> Any:
 
 
 def _needs_gguf(error: ImportError) -> UserError:
-    return UserError(f"a package is missing: {_one_line(error)} (for .gguf files: pip install 'hsae[gguf]')")
+    return UserError(f"a package is missing: {one_line(error)} (for .gguf files: pip install 'hsae[gguf]')")
 
 
 @contextlib.contextmanager
@@ -292,7 +291,3 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _one_line(error: BaseException, limit: int = 300) -> str:
-    return " ".join(str(error).split())[:limit] or type(error).__name__

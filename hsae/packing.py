@@ -85,9 +85,9 @@ class Packing:
 
     def __post_init__(self) -> None:
         if self.bos is None and (self.prepend_bos or self.separator == "bos"):
-            raise UserError("the tokeniser has no beginning-of-text token; use --separator eos or none, and no --prepend-bos")
+            raise UserError("the tokeniser has no bos token; use --separator eos or none, and no --prepend-bos")
         if self.eos is None and self.pack == "packed" and self.separator in ("auto", "eos"):
-            raise UserError("the tokeniser has no end-of-text token; use --separator bos or none")
+            raise UserError("the tokeniser has no eos token; use --separator bos or none")
 
     def rows(self, source: Source, tokenizer: Any, cursor: Cursor | None = None) -> Rows:
         """Rows from a cursor on (None: from the beginning): the same rows that an unbroken reading gives from there.
@@ -199,8 +199,8 @@ class Rows(Iterator[Row]):
         if self.packing.pack == "documents" or separator == "none":
             return tokens
         if separator == "eos":
-            return np.append(tokens, self.packing.eos)
-        return np.insert(tokens, 0, self.packing.bos)
+            return np.concatenate([tokens, np.array([self.packing.eos])])
+        return np.concatenate([np.array([self.packing.bos]), tokens])
 
 
 def _after(cursor: Cursor) -> Cursor:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsae import files, hub
-from hsae.errors import UserError, choices
+from hsae.errors import UserError, choices, one_line
 
 # A document is text, or token ids already made.
 Document = str | NDArray[np.integer[Any]]
@@ -31,7 +31,6 @@ READ_BYTES = 1 << 20
 class Source(Protocol):
     """A stream of documents that can be entered at any of them."""
 
-    @property
     def record(self) -> dict[str, Any]:
         """What the manifest says of the text; changes when the text does."""
         ...
@@ -42,14 +41,18 @@ class Source(Protocol):
 
 
 def open_source(
-    data: tuple[str, ...], *, split: str = "train", column: str = "", revision: str = "", separator: str = "<|endoftext|>"
+    data: tuple[str, ...],
+    split: str = "train",
+    column: str = "",
+    revision: str = "",
+    separator: str = "<|endoftext|>",
 ) -> Source:
     """Documents from what a user named. The hub is not asked before the first use.
 
     Args:
         data: one hub dataset id, or local files (.txt, .jsonl, .parquet, .npy), or `bundled`.
         split: split of a hub dataset.
-        column: column of a dataset, a .jsonl or a .parquet; empty takes the first there is of text, input_ids and tokens.
+        column: column of a dataset, a .jsonl or a .parquet; empty for the first there is of text, input_ids and tokens.
         revision: branch, tag or commit of a hub dataset.
         separator: cuts a .txt into documents; empty leaves a file whole.
 
@@ -61,7 +64,7 @@ def open_source(
         return HubDataset(data[0], split, column, revision)
     for name, path in zip(data, paths, strict=True):
         if not path.exists():
-            raise UserError(f"{name}: no such file" + (" (several --data must all be local files)" if len(data) > 1 else ""))
+            raise UserError(f"{name}: no such file")
         if path.is_dir():
             raise UserError(f"{name}: a folder; name the files in it")
         if path.suffix not in READERS:
@@ -84,7 +87,6 @@ class LocalFiles:
     column: str = ""
     separator: str = "<|endoftext|>"
 
-    @cached_property
     def record(self) -> dict[str, Any]:
         """Name, size and checksum of each file. The folders they lie in do not matter and are not told."""
         return {"files": [{"name": p.name, "bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in self.paths]}
@@ -164,7 +166,7 @@ def _read_jsonl(path: Path, source: LocalFiles) -> Iterator[Document]:
             if row is None:
                 continue
             if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: an object with a text column is wanted, not {type(row).__name__}")
+                raise UserError(f"{path}, line {number}: not an object with columns but a {type(row).__name__}")
             column = column or pick_column(f"{path}, line {number}", source.column, row)
             if column not in row:
                 raise UserError(f"{path}, line {number}: no column {column!r}; {choices(column, row)}")
@@ -188,7 +190,7 @@ def _read_parquet(path: Path, source: LocalFiles) -> Iterator[Document]:
                     yield as_document(value, f"{path}, row {row}")
                     row += 1
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({_one_line(error)})") from None
+        raise UserError(f"{path}: not a readable parquet file ({one_line(error)})") from None
 
 
 def _read_npy(path: Path, source: LocalFiles) -> Iterator[Document]:
@@ -246,14 +248,13 @@ _ELSEWHERE = (
 
 @dataclass(frozen=True)
 class HubDataset:
-    """Documents of a dataset on the Hugging Face hub, streamed. `owner/name:config` names one of several configurations."""
+    """Documents of a dataset on the hub, streamed. `owner/name:config` names one of several configurations."""
 
     name: str
     split: str = "train"
     column: str = ""
     revision: str = ""
 
-    @cached_property
     def record(self) -> dict[str, Any]:
         """The dataset and the commit that it stands at; offline, only the revision that the user named is known."""
         return {"dataset": self.name, "revision": self._commit or self.revision or "unknown (offline)"}
@@ -282,7 +283,7 @@ class HubDataset:
         except ConnectionError:
             raise UserError(f"{self}: neither on the hub within reach nor in the cache; {_ELSEWHERE}") from None
         except Exception as error:  # an unknown split, a broken file: the library raises its own errors and others'
-            raise UserError(f"{self}: cannot be loaded: {_one_line(error)}") from None
+            raise UserError(f"{self}: cannot be loaded: {one_line(error)}") from None
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The documents from number `start` on.
@@ -300,11 +301,7 @@ class HubDataset:
                     raise UserError(f"{self}: no column {column!r}; {choices(column, row)}")
                 yield as_document(row[column], f"{self}, row {number}")
         except OSError as error:
-            raise UserError(f"{self}: the stream broke off ({_one_line(error)}); give the same command again") from None
+            raise UserError(f"{self}: the stream broke off ({one_line(error)}); give the same command again") from None
 
     def __str__(self) -> str:
         return f"dataset {self.name}"
-
-
-def _one_line(error: BaseException, limit: int = 300) -> str:
-    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,12 +46,13 @@ def train(settings: TrainConfig, progress: Progress | None = None) -> Run:
     store = Store.open(settings.store)
     hook, record = store.hook(settings.hook)
     device = _device(settings.device)
-    folder = cache_root() / "runs" / (settings.name or f"{store.name}-{_identity(settings, store)}")
+    resolved = _resolved(settings, store, hook)
+    folder = cache_root() / "runs" / (settings.name or f"{store.name}-{_identity(resolved, store)}")
     if (folder / RESULT).exists():
         run = Run(folder)
         if run.result.store_fingerprint != store.manifest.fingerprint:
             raise UserError(f"{folder}: was trained on another store; give another --name, or delete it")
-        RunWriter(folder, _resolved(settings, store, hook))
+        RunWriter(folder, resolved)
         progress.say(f"{folder} is already trained: nothing to do")
         return run
     scale = settings.normalise.scale(record)
@@ -68,7 +69,7 @@ def train(settings: TrainConfig, progress: Progress | None = None) -> Run:
             f"store {store.name} has {rows.rows_per_epoch} tokens to train on, fewer than one batch of "
             f"{settings.batch_tokens}: harvest more, lower --batch-tokens, or raise --epochs"
         )
-    writer = RunWriter(folder, _resolved(settings, store, hook))
+    writer = RunWriter(folder, resolved)
     loop = Loop(settings, record.width, device, scale)
     loop.restore(writer)
     progress.start(f"{folder}: {steps} steps of {settings.batch_tokens} tokens on {device}", steps, loop.step)
@@ -239,12 +240,11 @@ def _resolved(settings: TrainConfig, store: Store, hook: str) -> dict[str, Any]:
     return config.table(dataclasses.replace(settings, store=named, hook=hook))
 
 
-def _identity(settings: TrainConfig, store: Store) -> str:
+def _identity(resolved: Mapping[str, Any], store: Store) -> str:
     """What tells runs on a store apart: all settings that change the result, and the store's bytes."""
-    table = config.table(settings)
-    for name in ("name", "store", "device", "checkpoint_seconds", "log_every", "micro_batch"):
-        table.pop(name, None)
-    return config.fingerprint([table, store.manifest.fingerprint])
+    indifferent = ("name", "store", "device", "checkpoint_seconds", "log_every", "micro_batch")
+    settings = {key: value for key, value in resolved.items() if key not in indifferent}
+    return config.fingerprint([settings, store.manifest.fingerprint])
 
 
 def _device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""`hsae inspect`: a run's table and the latents worth a look, or one latent with its contexts, in the terminal or as JSON."""
+"""`hsae inspect`: a run's table and latents worth a look, or one latent with its contexts; drawn or as JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class InspectConfig:
 
 
 def inspect(config: InspectConfig, console: Console | None = None) -> None:
-    """Print what the config asks for; nothing but a store and a run is needed, neither the language model nor a network.
+    """Print what the config asks for. A run and a store are enough: no language model, no network.
 
     Args:
         config: what to look at.

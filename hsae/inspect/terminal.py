@@ -1,4 +1,4 @@
-"""The terminal's face of the evidence: plain data in, rich renderables out. Text from a store is never read as markup."""
+"""The terminal's face of the evidence: plain data in, rich renderables out. Nothing is read as markup."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from rich import box
 from rich.cells import cell_len
 from rich.color import Color
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from hsae.inspect.tokens import visible
 from hsae.inspect.view import Glance, Head, LatentView, Overview, TextToken
+from hsae.run import Row, Run
 
 ORANGE = (255, 140, 0)
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -59,18 +60,15 @@ def draw(shown: Overview | LatentView, ink: Ink, width: int) -> Iterator[Rendera
     return _overview(shown, ink, width) if isinstance(shown, Overview) else _latent(shown, ink, width)
 
 
+def run_table(run: Run) -> Group:
+    """A run's table: a line for each setup and seed, and under it what was measured over which tokens."""
+    return _run_table(run.result.rows, run.result.held_out, run.result.dead_window)
+
+
 def _overview(shown: Overview, ink: Ink, width: int) -> Iterator[RenderableType]:
     head = shown.head
     yield from _headline(head, f"run {head.run}")
-    yield _run_table(shown)
-    for row in shown.table:
-        if row.diverged:
-            yield Text(f"{row.setup}, seed {row.seed}, diverged {visible(row.diverged)}", style="red")
-    yield Text(
-        f"Over {shown.held_out:,} held-out tokens; dict: latents that fire on any of them; dead: latents that fire "
-        f"on none of the last {shown.dead_window:,} training tokens.",
-        style="dim",
-    )
+    yield _run_table(shown.table, shown.held_out, shown.dead_window)
     if not shown.most_active:
         yield Text(f"\nNo latent of {head.setup}, seed {head.seed}, fires on this store.")
         return
@@ -115,10 +113,10 @@ def _table(*columns: tuple[str, bool]) -> Table:
     return table
 
 
-def _run_table(shown: Overview) -> Table:
+def _run_table(rows: Sequence[Row], held_out: int, dead_window: int) -> Group:
     numbers = ("seed", "MSE", "EVR", "pooled", "L1", "L0", "dict", "dead", "tok/s")
     table = _table(("setup", False), *((name, True) for name in numbers))
-    for row in shown.table:
+    for row in rows:
         table.add_row(
             Text(visible(row.setup)),
             str(row.seed),
@@ -131,7 +129,16 @@ def _run_table(shown: Overview) -> Table:
             NONE if row.dead is None else f"{row.dead:,}",
             NONE if row.tokens_per_second is None else _thousands(row.tokens_per_second),
         )
-    return table
+    diverged = [
+        Text(visible(f"{row.setup}, seed {row.seed}, diverged {row.diverged}"), style="red")
+        for row in rows
+        if row.diverged
+    ]
+    caption = (
+        f"Over {held_out:,} held-out tokens; dict: latents that fire on any of them; "
+        f"dead: latents that fire on none of the last {dead_window:,} training tokens."
+    )
+    return Group(table, *diverged, Text(caption, style="dim"))
 
 
 def _scientific(value: float | None) -> str:
@@ -226,7 +233,7 @@ def keyword_line(text: Sequence[str], strengths: Sequence[float], peak: int, bef
     Args:
         text: the tokens' pieces.
         strengths: for each token, 0 … 1.
-        peak: index of the peak token. Where its piece is empty (a part of a character), the piece that completes it is marked.
+        peak: index of the peak token. Where its piece is empty (a part of a character), the next one is marked.
         before: cells before the peak, filled with spaces where there is less text.
         after: the most cells from the peak on.
         ink: how strength is shown.

@@ -12,9 +12,9 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"
 class Pieces:
     """Cuts decoded text at token borders.
 
-    A byte-level token may be a part of a character: the character goes to the token that completes it, those before it have
-    an empty piece. SentencePiece decoders drop the first token's leading space: it is kept here, since a window of tokens
-    mostly starts inside a text.
+    A byte-level token may be a part of a character: the character goes to the token that completes it, those before it
+    have an empty piece. SentencePiece decoders drop the first token's leading space: it is kept here, since a window of
+    tokens mostly starts inside a text.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`, a transformers tokenizer, or None; then a piece is the id, as ⟨123⟩.

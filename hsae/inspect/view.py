@@ -84,7 +84,7 @@ class Overview:
 
 @dataclass(frozen=True)
 class TextContext:
-    """A `Context` with its text: `text[i]` is the piece of `tokens[i]`, `activations[i]` the latent's activation there."""
+    """A `Context` with its text: `text[i]` is the piece of `tokens[i]`, `activations[i]` the activation there."""
 
     sequence: int
     position: int
@@ -139,7 +139,7 @@ class Subject:
         width = self.store.manifest.hooks[self.hook].width
         if width != sae.width:
             raise UserError(
-                f"store {self.store.name}: {self.hook} is {width} wide, the SAEs of run {self.run.name} take {sae.width}"
+                f"store {self.store.name}: {self.hook} is {width} wide, run {self.run.name} has SAEs for {sae.width}"
             )
         return sae
 

@@ -1,0 +1,412 @@
+"""`hsae harvest`: a language model reads text, and the activations at hook points go into a store."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import itertools
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from rich.console import Console
+from torch import Tensor
+
+from hsae import config as configs
+from hsae.config import require
+from hsae.errors import UserError
+from hsae.files import cache_root
+from hsae.lm import LM, files_fingerprint, load_lm
+from hsae.meter import Meter, duration, size
+from hsae.packing import Cursor, Packing, Row, Rows, Separator
+from hsae.store import Manifest, StoreWriter
+from hsae.store.manifest import BYTES, DTYPES, NAME
+from hsae.text import Source, open_source
+
+
+@dataclass(frozen=True)
+class HarvestConfig:
+    """What to harvest: a model, its hook points, text, and the shape of the store."""
+
+    model: str = "roneneldan/TinyStories-1M"
+    """Hub id, local folder in the hub's layout, .gguf file, or `bundled`."""
+    hooks: tuple[str, ...] = ("blocks.4.hook_resid_pre",)
+    """TransformerLens hook points, all harvested in one pass."""
+    data: tuple[str, ...] = ("roneneldan/TinyStories",)
+    """A hub dataset (`owner/name` or `owner/name:config`), local .txt, .jsonl, .parquet or .npy files, or `bundled`."""
+    tokens: int = 10_000_000
+    """Positions to harvest, padding included; rounded up to whole contexts."""
+    context: int = 512
+    """Tokens in a context."""
+    name: str = ""
+    """The store's name; by default made of model, data and a fingerprint of this config."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How activations are stored; the model computes in fp32."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    column: str = ""
+    """Column of the data; by default text, else input_ids or tokens (lists of numbers are token ids already made)."""
+    pack: Literal["packed", "documents"] = "packed"
+    """`packed` fills every context; `documents` gives each one a row, padded on the right; padding never counts."""
+    separator: Separator = "auto"
+    """Between packed documents: eos after each, bos before each, or none; auto is eos for text, none for token ids."""
+    prepend_bos: bool = False
+    """Open every context with the beginning-of-text token."""
+    document_separator: str = "<|endoftext|>"
+    r"""Cuts a .txt into documents, e.g. "\n\n" for blank lines; a document over 1 MiB is cut at a line end."""
+    dedupe: bool = False
+    """Drop documents that equal an earlier one."""
+    exclude_special: bool = False
+    """Special tokens do not count: they stay in the store, out of training, moments, metrics and evidence."""
+    exclude_first: int = 0
+    """The first positions of each context do not count (attention sinks)."""
+    exclude_norm: float = 0.0
+    """Positions whose norm is above this many times the median of their context do not count; 0 keeps all."""
+    batch_sequences: int = 16
+    """Contexts in one pass of the model."""
+    shard_mib: int = 32
+    """Size of a shard, for the widest hook point."""
+    device: str = "auto"
+    """cuda, mps, cpu, or auto."""
+    tokenizer: str = ""
+    """Hub id or folder of the tokeniser; by default the model's own."""
+    model_revision: str = ""
+    """Branch, tag or commit of a hub model."""
+    data_revision: str = ""
+    """Branch, tag or commit of a hub dataset."""
+    trust_remote_code: bool = False
+    """Let the model's repository run its own code."""
+
+    def __post_init__(self) -> None:
+        require(len(set(self.hooks)) == len(self.hooks) > 0, "hooks", "one or more different names", self.hooks)
+        require(bool(self.data), "data", "a dataset or one or more files", self.data)
+        require(self.context >= 2, "context", "at least 2", self.context)
+        require(self.tokens >= 1, "tokens", "at least 1", self.tokens)
+        require(0 <= self.exclude_first < self.context, "exclude_first", "from 0 to below context", self.exclude_first)
+        require(self.exclude_norm == 0 or self.exclude_norm > 1, "exclude_norm", "0 or above 1", self.exclude_norm)
+        require(self.batch_sequences >= 1, "batch_sequences", "at least 1", self.batch_sequences)
+        require(self.shard_mib >= 1, "shard_mib", "at least 1", self.shard_mib)
+        require(re.fullmatch(r"(\w[\w.+-]*)?", self.name) is not None, "name", "letters, digits and . + - _", self.name)
+
+    @property
+    def sequences(self) -> int:
+        """Contexts to harvest."""
+        return -(-self.tokens // self.context)
+
+    @property
+    def store_name(self) -> str:
+        """The given name, or one made of model, data and a fingerprint of what decides the store's content."""
+        if self.name:
+            return self.name
+        content = {key: value for key, value in configs.table(self).items() if key not in ("name", "device")}
+        words = [Path(self.model).stem if self.model.endswith(".gguf") else Path(self.model).name]
+        words += [Path(self.data[0]).stem, configs.fingerprint(content)]
+        return "_".join(re.sub(r"[^\w.+-]+", "-", word).strip("-.") or "x" for word in words)
+
+    def shard_sequences(self, width: int) -> int:
+        """Contexts in a shard: whole batches where they fit, so that no batch lies in two shards."""
+        fit = max(1, (self.shard_mib << 20) // (self.context * width * BYTES[self.dtype]))
+        return fit - fit % self.batch_sequences if fit > self.batch_sequences else fit
+
+
+def harvest(config: HarvestConfig, console: Console | None = None) -> Path:
+    """Make the store that a config describes, or finish one that was interrupted, or find it there already.
+
+    Args:
+        config: what to harvest.
+        console: where to say so; the terminal by default.
+
+    Returns:
+        the store's folder, `activations/NAME` under the cache.
+
+    Raises:
+        UserError: anything that the user can mend: no such model, hook point or text, too little disk, …
+        KeyboardInterrupt: from the user. The whole shards stay, and the same config goes on from there.
+    """
+    console = console or Console()
+    folder = cache_root() / "activations" / config.store_name
+    source = open_source(
+        config.data,
+        split=config.split,
+        column=config.column,
+        revision=config.data_revision,
+        separator=config.document_separator,
+    )
+    found = _finished(folder, config, source)
+    if found is not None:
+        _say(console, f"{folder}: already harvested")
+        _say(console, _facts(found, folder))
+        return folder
+    lm = load_lm(config.model, config.device, config.model_revision, config.tokenizer, config.trust_remote_code)
+    return _Job(config, lm, source, folder, console).run()
+
+
+def _finished(folder: Path, config: HarvestConfig, source: Source) -> Manifest | None:
+    """The manifest of the folder's store, if that is the one that the config describes; None if there is no store.
+
+    Raises:
+        UserError: there is another store.
+    """
+    if not (folder / NAME).exists():
+        return None
+    manifest = Manifest.read(folder)
+    wanted = configs.table(config) | {"name": config.store_name}
+    differ = [key for key, value in wanted.items() if key != "device" and manifest.harvest.get(key) != value]
+    # A commit on the hub can only be had with a network; a finished store must be found without one.
+    if "files" in manifest.text and manifest.text["files"] != source.record().get("files"):
+        differ.append("the content of the data")
+    if manifest.model["files"] != files_fingerprint(config.model):
+        differ.append("the files of the model")
+    if differ:
+        raise UserError(f"{folder}: holds a store made with other settings ({', '.join(differ)}); give another --name")
+    return manifest
+
+
+class _Job:
+    """One harvest: the plan, the shards, the manifest."""
+
+    def __init__(self, config: HarvestConfig, lm: LM, source: Source, folder: Path, console: Console) -> None:
+        self.config, self.lm, self.source, self.folder, self.console = config, lm, source, folder, console
+        if config.context > lm.context_limit:
+            raise UserError(f"{config.model} takes {lm.context_limit} tokens at most, --context is {config.context}")
+        tokenizer = lm.tokenizer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.packing = Packing(
+            context=config.context,
+            pack=config.pack,
+            separator=config.separator,
+            prepend_bos=config.prepend_bos,
+            dedupe=config.dedupe,
+            eos=tokenizer.eos_token_id,
+            bos=tokenizer.bos_token_id,
+            pad=pad if pad is not None else 0,
+            vocabulary=lm.vocabulary,
+        )
+        self.widths = lm.widths(config.hooks)
+        self.shard_sequences = config.shard_sequences(max(self.widths.values()))
+        self.tables = self._tables()
+
+    def _tables(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says of model, tokeniser, text and settings; a beginning goes on only with equal ones."""
+        config, lm, tokenizer = self.config, self.lm, self.lm.tokenizer
+        return {
+            "model": {
+                "name": config.model,
+                "revision": lm.revision,
+                "fingerprint": lm.fingerprint,
+                "files": files_fingerprint(config.model),
+                "architecture": lm.bridge.cfg.architecture,
+                "layers": lm.bridge.cfg.n_layers,
+                "width": lm.bridge.cfg.d_model,
+                "vocabulary": lm.vocabulary,
+            },
+            "tokenizer": {
+                "fingerprint": lm.tokenizer_fingerprint,
+                "entries": len(tokenizer),
+                "eos": tokenizer.eos_token_id,
+                "bos": tokenizer.bos_token_id,
+                "pad": self.packing.pad,
+                "special": list(lm.special_ids),
+            },
+            "text": {"data": list(config.data), **self.source.record()},
+            "harvest": configs.table(config) | {"name": config.store_name, "device": lm.device},
+        }
+
+    def run(self) -> Path:
+        """Harvest what is missing."""
+        config = self.config
+        self._check_disk()
+        writer = StoreWriter(self.folder, self.tables, config.dtype)
+        done = writer.sequences
+        cursor = Cursor(**writer.resume) if writer.resume else Cursor()
+        rows = self.packing.rows(self.source, self.lm.tokenizer, cursor)
+        first = next(rows, None)
+        if first is None and not done:
+            raise UserError(f"{', '.join(config.data)}: not enough text for one context of {config.context} tokens")
+        self._announce(done)
+        meter = Meter(self.console, "harvest", config.sequences * config.context, done * config.context)
+        try:
+            with meter:
+                stream = itertools.chain([first] if first else [], rows)
+                for shard in self._shards(itertools.islice(stream, config.sequences - done), meter):
+                    cursor = shard.cursor
+                    self._write(writer, shard)
+        except KeyboardInterrupt:
+            kept = f"{writer.sequences:,} of {config.sequences:,} sequences are kept"
+            raise KeyboardInterrupt(f"interrupted; {kept}, and the same command goes on from there") from None
+        manifest = self._finish(writer, rows, cursor)
+        if manifest.sequences < config.sequences:
+            short = f"{manifest.tokens:,} of the {config.sequences * config.context:,} tokens asked for"
+            _say(self.console, f"the text ran out: the store holds {short}")
+        _say(self.console, _facts(manifest, self.folder))
+        if meter.rate:
+            _say(self.console, f"{duration(meter.seconds)}, {meter.rate:,.0f} tokens/s")
+        return self.folder
+
+    def _check_disk(self) -> None:
+        """Too little disk is an error now, not near the end."""
+        config = self.config
+        position = 4 + sum(width * BYTES[config.dtype] + 1 for width in self.widths.values())
+        self.bytes = config.sequences * config.context * position
+        home = next(parent for parent in self.folder.absolute().parents if parent.exists())
+        self.free = shutil.disk_usage(home).free
+        there = sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+        # A little is left for the tokeniser, the manifest and the file system.
+        if self.bytes * 1.01 - there + (16 << 20) > self.free:
+            raise UserError(
+                f"{self.folder}: {size(self.bytes - there)} more are needed, {size(self.free)} are free; "
+                "lower --tokens, take --dtype bf16, or set HSAE_CACHE to a larger disk"
+            )
+
+    def _announce(self, done: int) -> None:
+        config = self.config
+        hooks = ", ".join(f"{hook} ({width})" for hook, width in self.widths.items())
+        shards = -(-config.sequences // self.shard_sequences)
+        seconds = self._seconds_per_sequence() * (config.sequences - done)
+        _say(self.console, f"{config.model}, {hooks}, {config.dtype}, on {self.lm.device} -> {self.folder}")
+        _say(
+            self.console,
+            f"{config.sequences:,} sequences of {config.context} in {shards:,} shard{'s' if shards > 1 else ''}, "
+            f"{size(self.bytes)} ({size(self.free)} free), about {duration(seconds)}",
+        )
+        if done:
+            _say(self.console, f"going on after {done:,} sequences")
+
+    def _seconds_per_sequence(self) -> float:
+        """From one batch of made-up tokens, after one that warms up."""
+        config = self.config
+        tokens = torch.arange(config.batch_sequences * config.context).view(-1, config.context) % self.lm.vocabulary
+        start = 0.0
+        for _ in range(2):
+            start = time.perf_counter()
+            for values in self.lm.tap(tokens, config.hooks).values():
+                values.cpu()
+        return (time.perf_counter() - start) / config.batch_sequences
+
+    def _shards(self, rows: Iterator[Row], meter: Meter) -> Iterator[_Shard]:
+        config = self.config
+        while batch := list(itertools.islice(rows, self.shard_sequences)):
+            shard = _Shard.empty(len(batch), config.context, self.widths, getattr(torch, DTYPES[config.dtype]))
+            for start in range(0, len(batch), config.batch_sequences):
+                part = batch[start : start + config.batch_sequences]
+                tokens = torch.from_numpy(np.stack([row.tokens for row in part]))
+                lengths = torch.tensor([row.length for row in part])
+                here = slice(start, start + len(part))
+                shard.tokens[here] = tokens
+                for hook, values in self.lm.tap(tokens, config.hooks).items():
+                    keep, excluded = keep_mask(config, tokens, lengths, values, self.lm.special_ids)
+                    shard.activations[hook][here] = values.to(shard.activations[hook].dtype)
+                    shard.keep[hook][here] = keep
+                    for reason, count in excluded.items():
+                        shard.excluded[hook][reason] = shard.excluded[hook].get(reason, 0) + count
+                meter.advance(tokens.numel())
+            yield dataclasses.replace(shard, cursor=batch[-1].cursor)
+
+    def _write(self, writer: StoreWriter, shard: _Shard) -> None:
+        try:
+            writer.write(
+                shard.tokens, shard.activations, shard.keep, shard.excluded, resume=dataclasses.asdict(shard.cursor)
+            )
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UserError(f"{self.folder}: the disk is full; free some of it, and the same command goes on") from None
+
+    def _finish(self, writer: StoreWriter, rows: Rows, cursor: Cursor) -> Manifest:
+        ran_out = writer.sequences < self.config.sequences
+        self.lm.tokenizer.save_pretrained(self.folder / "tokenizer")
+        text = self.tables["text"] | {
+            "documents": cursor.documents,
+            # Those behind the last document that was used are known only when the text was read to its end.
+            "duplicates": rows.duplicates if ran_out else cursor.duplicates,
+            "truncated": cursor.truncated,
+            "ran_out": ran_out,
+        }
+        return writer.finish(
+            shard_sequences=self.shard_sequences, context=self.config.context, **(self.tables | {"text": text})
+        )
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One shard in memory, in the store's dtype."""
+
+    tokens: Int[Tensor, "sequence position"]
+    activations: dict[str, Float[Tensor, "sequence position width"]]
+    keep: dict[str, Bool[Tensor, "sequence position"]]
+    excluded: dict[str, dict[str, int]]
+    cursor: Cursor
+
+    @classmethod
+    def empty(cls, sequences: int, context: int, widths: Mapping[str, int], dtype: torch.dtype) -> _Shard:
+        return cls(
+            torch.empty(sequences, context, dtype=torch.int32),
+            {hook: torch.empty(sequences, context, width, dtype=dtype) for hook, width in widths.items()},
+            {hook: torch.empty(sequences, context, dtype=torch.bool) for hook in widths},
+            {hook: {} for hook in widths},
+            Cursor(),
+        )
+
+
+def keep_mask(
+    config: HarvestConfig,
+    tokens: Int[Tensor, "sequence position"],
+    lengths: Int[Tensor, " sequence"],
+    values: Float[Tensor, "sequence position width"],
+    special: Sequence[int],
+) -> tuple[Bool[Tensor, "sequence position"], dict[str, int]]:
+    """Which positions count, and how many do not, under the first reason that applies of padding, special, first, norm.
+
+    Args:
+        config: its exclude_… fields.
+        tokens: token ids.
+        lengths: positions of each sequence that are no padding.
+        values: activations; the norm is taken against the median over the sequence's positions that are no padding.
+        special: ids of special tokens.
+    """
+    position = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    padding = position >= lengths[:, None]
+    reasons = {"padding": padding}
+    if config.exclude_special:
+        reasons["special"] = torch.isin(tokens, torch.tensor(special))
+    if config.exclude_first:
+        reasons["first"] = position < config.exclude_first
+    if config.exclude_norm:
+        norms = values.float().norm(dim=-1).cpu()
+        median = norms.masked_fill(padding, torch.nan).nanmedian(dim=1, keepdim=True).values
+        reasons["norm"] = norms > config.exclude_norm * median
+    keep = torch.ones_like(padding)
+    excluded: dict[str, int] = {}
+    for reason, mask in reasons.items():
+        if count := int((keep & mask).sum()):
+            excluded[reason] = count
+        keep &= ~mask
+    return keep, excluded
+
+
+def _facts(manifest: Manifest, folder: Path) -> str:
+    """A store in a few lines."""
+    total = sum(shard.bytes for shard in manifest.shards)
+    lines = [
+        f"{folder}: {manifest.tokens:,} tokens, {manifest.sequences:,} sequences of {manifest.context}, "
+        f"{size(total)} in {manifest.dtype}"
+    ]
+    for hook, record in manifest.hooks.items():
+        left = ", ".join(f"{count:,} {reason}" for reason, count in record.excluded.items())
+        lines.append(
+            f"{hook}: width {record.width}, {record.kept:,} positions count"
+            f"{f' (left out: {left})' if left else ''}, variance per dimension {record.variance:.4g}"
+        )
+    return "\n".join(lines)
+
+
+def _say(console: Console, text: str) -> None:
+    # A file or a pipe gets whole lines, a terminal lines that break between words.
+    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)

@@ -1,0 +1,290 @@
+"""The store gives back what went in, notices every kind of damage, and its rows come in an order that can be entered anywhere."""
+
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hsae.errors import UserError
+from hsae.store import Store, StoreWriter
+
+HOOK, WIDTH, CONTEXT, SHARD = "blocks.1.hook_resid_pre", 3, 5, 4
+PLAN = {"harvest": {"model": "none"}}
+TABLES: dict[str, dict[str, Any]] = {"model": {}, "tokenizer": {}, "text": {}, "harvest": {}}
+
+
+def shard(index: int, sequences: int = SHARD) -> dict[str, Any]:
+    """Rows that say who they are: [their number in the store, 1, noise]. Every seventh does not count."""
+    number = torch.arange(sequences * CONTEXT) + index * SHARD * CONTEXT
+    noise = torch.randn(len(number), generator=torch.Generator().manual_seed(index))
+    values = torch.stack([number.float(), torch.ones(len(number)), noise], 1).view(sequences, CONTEXT, WIDTH)
+    keep = (number % 7 != 0).view(sequences, CONTEXT)
+    return {
+        "tokens": number.view(sequences, CONTEXT) % 50,
+        "activations": {HOOK: values},
+        "keep": {HOOK: keep},
+        "excluded": {HOOK: {"special": int((~keep).sum())}},
+        "resume": {"document": index + 1},
+    }
+
+
+def write(folder: Path, shards: int = 5, dtype: str = "fp32", last: int = 2) -> Store:
+    """A store of `shards` shards, the last one of `last` sequences; goes on with what is there."""
+    writer = StoreWriter(folder, PLAN, dtype)
+    for index in range(len(writer.records), shards):
+        writer.write(**shard(index, last if index == shards - 1 else SHARD))
+    writer.finish(shard_sequences=SHARD, context=CONTEXT, **TABLES)
+    return Store(folder)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("dtype", "torch_dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_round_trip(tmp_path: Path, dtype: str, torch_dtype: torch.dtype) -> None:
+    store = write(tmp_path / "s", dtype=dtype)
+    assert store.manifest.sequences == 18
+    assert store.manifest.tokens == 18 * CONTEXT
+    for index, record in enumerate(store.manifest.shards):
+        put = shard(index, record.sequences)
+        tokens, values, keep = store.read(record, "tokens", HOOK, f"{HOOK}#keep")
+        assert torch.equal(tokens, put["tokens"].int())
+        assert values.dtype == torch_dtype
+        assert torch.equal(values, put["activations"][HOOK].to(torch_dtype))
+        assert torch.equal(keep, put["keep"][HOOK])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_moments_are_those_of_the_stored_values_that_count(tmp_path: Path, dtype: str) -> None:
+    store = write(tmp_path / "s", dtype=dtype)
+    record = store.manifest.hooks[HOOK]
+    chunks = list(store.chunks(HOOK, 4))
+    rows = torch.cat([chunk.activations[chunk.keep] for chunk in chunks]).double()
+    assert record.kept == len(rows) == 90 - 13  # 0, 7, …, 84 do not count
+    assert record.excluded == {"special": 13}
+    torch.testing.assert_close(torch.tensor(record.mean).double(), rows.mean(0), atol=0, rtol=1e-6)
+    torch.testing.assert_close(torch.tensor(record.second_moment).double(), rows.square().mean(0), atol=0, rtol=1e-6)
+    torch.testing.assert_close(record.variance, rows.var(0, correction=0).mean().item(), atol=0, rtol=1e-12)
+
+
+def test_chunks_cover_a_range_in_order(tmp_path: Path) -> None:
+    store = write(tmp_path / "s")
+    chunks = list(store.chunks(HOOK, 3, first=2, last=17))
+    numbers = torch.cat([chunk.activations[..., 0].flatten() for chunk in chunks])
+    assert torch.equal(numbers, torch.arange(2 * CONTEXT, 17 * CONTEXT).float())
+    assert max(len(chunk.tokens) for chunk in chunks) <= 3
+    assert all(chunk.activations[0, 0, 0] == chunk.first * CONTEXT for chunk in chunks)
+
+
+# ---- interrupted writing
+
+
+def _nothing(folder: Path) -> None:
+    pass
+
+
+def _lose_last_line(folder: Path) -> None:
+    lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_bytes(b"".join(lines[:-1]))
+
+
+def _tear_last_line(folder: Path) -> None:
+    journal = (folder / "journal.jsonl").read_bytes()
+    (folder / "journal.jsonl").write_bytes(journal[:-40])
+
+
+def _orphan_shard_and_parts(folder: Path) -> None:
+    (folder / "00003.safetensors").write_bytes(b"half")
+    (folder / ".00003.safetensors.part").write_bytes(b"less")
+    (folder / ".manifest.json.part").write_bytes(b"{")
+
+
+def _short_shard(folder: Path) -> None:
+    path = folder / "00002.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _lost_shard(folder: Path) -> None:
+    (folder / "00001.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("accident", "whole"),
+    [
+        (_nothing, 3),
+        (_lose_last_line, 2),
+        (_tear_last_line, 2),
+        (_orphan_shard_and_parts, 3),
+        (_short_shard, 2),
+        (_lost_shard, 1),
+    ],
+)
+def test_resume_gives_the_bytes_of_an_unbroken_run(tmp_path: Path, accident: Callable[[Path], None], whole: int) -> None:
+    write(tmp_path / "unbroken")
+    writer = StoreWriter(tmp_path / "broken", PLAN, "fp32")
+    assert writer.resume is None
+    for index in range(3):
+        writer.write(**shard(index))
+    accident(tmp_path / "broken")
+    again = StoreWriter(tmp_path / "broken", PLAN, "fp32")
+    assert (len(again.records), again.sequences, again.resume) == (whole, whole * SHARD, {"document": whole})
+    write(tmp_path / "broken")
+    assert content(tmp_path / "broken") == content(tmp_path / "unbroken")
+
+
+def test_killed_between_manifest_and_clearing_up(tmp_path: Path) -> None:
+    write(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    writer = StoreWriter(folder, PLAN, "fp32")
+    for index in range(5):
+        writer.write(**shard(index, 2 if index == 4 else SHARD))
+    left = {name: (folder / name).read_bytes() for name in ("plan.json", "journal.jsonl")}
+    writer.finish(shard_sequences=SHARD, context=CONTEXT, **TABLES)
+    for name, data in left.items():
+        (folder / name).write_bytes(data)
+    write(folder)
+    assert content(folder) == content(tmp_path / "whole")
+
+
+def test_another_plan_is_refused(tmp_path: Path) -> None:
+    StoreWriter(tmp_path / "s", PLAN, "fp32").write(**shard(0))
+    with pytest.raises(UserError, match="unfinished store made with other settings"):
+        StoreWriter(tmp_path / "s", {"harvest": {"model": "other"}}, "fp32")
+    write(tmp_path / "s")
+    with pytest.raises(UserError, match="already holds a store"):
+        StoreWriter(tmp_path / "s", PLAN, "fp32")
+
+
+@pytest.mark.parametrize(("value", "said"), [(1e6, "does not fit fp16; use --dtype bf16"), (float("nan"), "the model gave nan")])
+def test_values_that_cannot_be_stored(tmp_path: Path, value: float, said: str) -> None:
+    writer = StoreWriter(tmp_path / "s", PLAN, "fp16")
+    data = shard(0)
+    data["activations"][HOOK][2, 1, 0] = value
+    with pytest.raises(UserError, match=f"{HOOK}, shard 0, sequence 2 in it, position 1: .*{said}"):
+        writer.write(**data)
+    assert not list((tmp_path / "s").glob("*.safetensors"))
+
+
+# ---- damage
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(_flip, "its checksum is not the manifest's"), (_truncate, "bytes, the manifest says"), (Path.unlink, "missing")],
+)
+def test_damage_names_the_file(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:
+    store = write(tmp_path / "s")
+    damage(tmp_path / "s" / "00003.safetensors")
+    store.read(store.manifest.shards[2], "tokens")
+    with pytest.raises(UserError, match=rf"00003\.safetensors: .*{said}"):
+        store.read(store.manifest.shards[3], "tokens")
+    with pytest.raises(UserError, match=r"00003\.safetensors"):
+        next(store.rows(HOOK, seed=0).batches(10_000))
+
+
+def test_folders_that_are_no_store(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not an activation store"):
+        Store(tmp_path)
+    StoreWriter(tmp_path / "s", PLAN, "fp32")
+    with pytest.raises(UserError, match="an unfinished store"):
+        Store(tmp_path / "s")
+    write(tmp_path / "s")
+    path = tmp_path / "s" / "manifest.json"
+    good = json.loads(path.read_text())
+    for bad in (good | {"version": 99}, good | {"format": "x"}, good | {"sequences": "many"}, {"format": good["format"]}, []):
+        path.write_text(json.dumps(bad))
+        with pytest.raises(UserError, match=r"manifest\.json"):
+            Store(tmp_path / "s")
+    good["shards"][0]["file"] = "../elsewhere.safetensors"
+    path.write_text(json.dumps(good))
+    with pytest.raises(UserError, match="leaves the store's folder"):
+        Store(tmp_path / "s")
+
+
+# ---- the shuffled stream
+
+
+def numbers(store: Store, rows: int, start: int = 0, batch: int = 8, **options: Any) -> list[int]:
+    """The identities of `rows` rows of the stream from row `start` on."""
+    stream = store.rows(HOOK, **({"seed": 0} | options)).batches(batch, start)
+    return torch.cat(list(islice(stream, -(-rows // batch))))[:rows, 0].int().tolist()
+
+
+# Bytes of a pool: all shards in one, or two at a time.
+@pytest.mark.parametrize("pool_bytes", [1 << 20, 40 * WIDTH * 4])
+def test_an_epoch_has_every_row_that_counts_once(tmp_path: Path, pool_bytes: int) -> None:
+    store = write(tmp_path / "s")
+    wanted = [n for n in range(90) if n % 7]
+    stream = store.rows(HOOK, seed=0, pool_bytes=pool_bytes)
+    assert stream.rows_per_epoch == len(wanted)
+    two = numbers(store, 2 * len(wanted), pool_bytes=pool_bytes)
+    first, second = two[: len(wanted)], two[len(wanted) :]
+    assert sorted(first) == sorted(second) == wanted
+    assert first != wanted
+    assert first != second
+
+
+@pytest.mark.parametrize("pool_bytes", [1 << 20, 40 * WIDTH * 4])
+def test_the_stream_can_be_entered_at_any_row(tmp_path: Path, pool_bytes: int) -> None:
+    store = write(tmp_path / "s")
+    whole = numbers(store, 250, pool_bytes=pool_bytes)
+    for start in (0, 1, 37, 76, 77, 78, 120, 154, 200):
+        assert numbers(store, 40, start, batch=5, pool_bytes=pool_bytes) == whole[start : start + 40]
+
+
+def test_the_order_is_a_function_of_the_seed(tmp_path: Path) -> None:
+    store = write(tmp_path / "s")
+    assert numbers(store, 80, seed=3) == numbers(Store(tmp_path / "s"), 80, seed=3)
+    assert numbers(store, 80, seed=3) != numbers(store, 80, seed=4)
+
+
+def test_pools_are_bounded(tmp_path: Path) -> None:
+    store = write(tmp_path / "s")
+    stream = store.rows(HOOK, seed=0, pool_bytes=40 * WIDTH * 4)
+    for epoch in range(5):
+        pools = stream._pools(epoch)
+        assert sorted(index for pool in pools for index in pool) == [0, 1, 2, 3, 4]
+        assert len(pools) > 1
+        assert all(sum(store.manifest.shards[i].kept[HOOK] for i in pool) <= 40 for pool in pools)
+
+
+@pytest.mark.parametrize("held_out", [1, 2, 3, 9])
+def test_held_out_sequences_never_come(tmp_path: Path, held_out: int) -> None:
+    store = write(tmp_path / "s")
+    trained = [n for n in range((18 - held_out) * CONTEXT) if n % 7]
+    stream = store.rows(HOOK, seed=0, held_out=held_out)
+    assert stream.rows_per_epoch == len(trained)
+    assert sorted(numbers(store, len(trained), held_out=held_out)) == trained
+
+
+def test_nothing_left_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="harvest more"):
+        write(tmp_path / "s").rows(HOOK, seed=0, held_out=18)
+
+
+def test_naming_stores_and_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HSAE_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="no store in"):
+        Store.open()
+    write(tmp_path / "activations" / "one")
+    assert Store.open().name == Store.open("one").name == Store.open(tmp_path / "activations" / "one").name == "one"
+    with pytest.raises(UserError, match="no store 'two' in .*there is one"):
+        Store.open("two")
+    assert Store.open().hook()[0] == HOOK
+    with pytest.raises(UserError, match=f"no hook point 'x'; there is {HOOK}"):
+        Store.open().hook("x")
