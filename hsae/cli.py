@@ -1,4 +1,4 @@
-"""The command line. Each verb takes a config file and overrides; every mistake of the user is one line and exit code 2."""
+"""The command line. Each verb takes a config file and overrides; a user's mistake is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -172,10 +172,16 @@ def _condensed(box: str) -> str:
 def _flag_names(value: Any, prefix: str = "--") -> list[str]:
     """All flags that a config's fields make."""
     names = []
-    items = value.items() if isinstance(value, Mapping) else ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+    items = (
+        value.items()
+        if isinstance(value, Mapping)
+        else ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+    )
     for name, inner in items:
         flag = prefix + name.replace("_", "-")
-        names += _flag_names(inner, f"{flag}.") if dataclasses.is_dataclass(inner) or isinstance(inner, Mapping) else [flag]
+        names += (
+            _flag_names(inner, f"{flag}.") if dataclasses.is_dataclass(inner) or isinstance(inner, Mapping) else [flag]
+        )
     return names
 
 
@@ -214,7 +220,11 @@ def _choose_setups(table: dict[str, Any], args: list[str]) -> tuple[dict[str, An
             raise UserError(f"{flag}: setup {setup} is not trained; {choices(setup, names)}")
         for name in [setup] if setup else names:
             setups.setdefault(name, {})[part] = {selector: value}
-    return {**table, "setups": names, "setup": {n: t for n, t in setups.items() if n in names or n in table.get("setup", {})}}, left
+    return {
+        **table,
+        "setups": names,
+        "setup": {n: t for n, t in setups.items() if n in names or n in table.get("setup", {})},
+    }, left
 
 
 def _for_each_setup(args: list[str], setups: Mapping[str, Any]) -> list[str]:

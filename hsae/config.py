@@ -1,4 +1,4 @@
-"""TOML tables <-> frozen dataclasses, strictly: every mistake is one line that names the key, the file and the choices."""
+"""TOML tables <-> frozen dataclasses, strictly: a mistake is one line that names the key, the file and the choices."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def cache_root() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file aside, flush it to disk, and rename it into place: readers see the old file or the new, never a part.
+    """Write a file aside, flush it to disk, and rename it into place: readers see the old file or the new one.
 
     Yields:
         the path to write to. Nothing is left behind if the body raises.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import fcntl
 import itertools
-import re
+import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,100 +22,19 @@ from rich.console import Console
 from torch import Tensor
 
 from hsae import config as configs
-from hsae.config import require
 from hsae.errors import UserError
+from hsae.exclude import keep_mask
 from hsae.files import cache_root
+from hsae.harvestconfig import HarvestConfig
 from hsae.lm import LM, files_fingerprint, load_lm
 from hsae.meter import Meter, duration, size
-from hsae.packing import Cursor, Packing, Row, Rows, Separator
+from hsae.packing import Cursor, Packing, Row, Rows
 from hsae.store import Manifest, StoreWriter
 from hsae.store.manifest import BYTES, DTYPES, NAME
+from hsae.store.writer import JOURNAL, PLAN
 from hsae.text import Source, open_source
 
-
-@dataclass(frozen=True)
-class HarvestConfig:
-    """What to harvest: a model, its hook points, text, and the shape of the store."""
-
-    model: str = "roneneldan/TinyStories-1M"
-    """Hub id, local folder in the hub's layout, .gguf file, or `bundled`."""
-    hooks: tuple[str, ...] = ("blocks.4.hook_resid_pre",)
-    """TransformerLens hook points, all harvested in one pass."""
-    data: tuple[str, ...] = ("roneneldan/TinyStories",)
-    """A hub dataset (`owner/name` or `owner/name:config`), local .txt, .jsonl, .parquet or .npy files, or `bundled`."""
-    tokens: int = 10_000_000
-    """Positions to harvest, padding included; rounded up to whole contexts."""
-    context: int = 512
-    """Tokens in a context."""
-    name: str = ""
-    """The store's name; by default made of model, data and a fingerprint of this config."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """How activations are stored; the model computes in fp32."""
-    split: str = "train"
-    """Split of a hub dataset."""
-    column: str = ""
-    """Column of the data; by default text, else input_ids or tokens (lists of numbers are token ids already made)."""
-    pack: Literal["packed", "documents"] = "packed"
-    """`packed` fills every context; `documents` gives each one a row, padded on the right; padding never counts."""
-    separator: Separator = "auto"
-    """Between packed documents: eos after each, bos before each, or none; auto is eos for text, none for token ids."""
-    prepend_bos: bool = False
-    """Open every context with the beginning-of-text token."""
-    document_separator: str = "<|endoftext|>"
-    r"""Cuts a .txt into documents, e.g. "\n\n" for blank lines; a document over 1 MiB is cut at a line end."""
-    dedupe: bool = False
-    """Drop documents that equal an earlier one."""
-    exclude_special: bool = False
-    """Special tokens do not count: they stay in the store, out of training, moments, metrics and evidence."""
-    exclude_first: int = 0
-    """The first positions of each context do not count (attention sinks)."""
-    exclude_norm: float = 0.0
-    """Positions whose norm is above this many times the median of their context do not count; 0 keeps all."""
-    batch_sequences: int = 16
-    """Contexts in one pass of the model."""
-    shard_mib: int = 32
-    """Size of a shard, for the widest hook point."""
-    device: str = "auto"
-    """cuda, mps, cpu, or auto."""
-    tokenizer: str = ""
-    """Hub id or folder of the tokeniser; by default the model's own."""
-    model_revision: str = ""
-    """Branch, tag or commit of a hub model."""
-    data_revision: str = ""
-    """Branch, tag or commit of a hub dataset."""
-    trust_remote_code: bool = False
-    """Let the model's repository run its own code."""
-
-    def __post_init__(self) -> None:
-        require(len(set(self.hooks)) == len(self.hooks) > 0, "hooks", "one or more different names", self.hooks)
-        require(bool(self.data), "data", "a dataset or one or more files", self.data)
-        require(self.context >= 2, "context", "at least 2", self.context)
-        require(self.tokens >= 1, "tokens", "at least 1", self.tokens)
-        require(0 <= self.exclude_first < self.context, "exclude_first", "from 0 to below context", self.exclude_first)
-        require(self.exclude_norm == 0 or self.exclude_norm > 1, "exclude_norm", "0 or above 1", self.exclude_norm)
-        require(self.batch_sequences >= 1, "batch_sequences", "at least 1", self.batch_sequences)
-        require(self.shard_mib >= 1, "shard_mib", "at least 1", self.shard_mib)
-        require(re.fullmatch(r"(\w[\w.+-]*)?", self.name) is not None, "name", "letters, digits and . + - _", self.name)
-
-    @property
-    def sequences(self) -> int:
-        """Contexts to harvest."""
-        return -(-self.tokens // self.context)
-
-    @property
-    def store_name(self) -> str:
-        """The given name, or one made of model, data and a fingerprint of what decides the store's content."""
-        if self.name:
-            return self.name
-        content = {key: value for key, value in configs.table(self).items() if key not in ("name", "device")}
-        words = [Path(self.model).stem if self.model.endswith(".gguf") else Path(self.model).name]
-        words += [Path(self.data[0]).stem, configs.fingerprint(content)]
-        return "_".join(re.sub(r"[^\w.+-]+", "-", word).strip("-.") or "x" for word in words)
-
-    def shard_sequences(self, width: int) -> int:
-        """Contexts in a shard: whole batches where they fit, so that no batch lies in two shards."""
-        fit = max(1, (self.shard_mib << 20) // (self.context * width * BYTES[self.dtype]))
-        return fit - fit % self.batch_sequences if fit > self.batch_sequences else fit
+__all__ = ["HarvestConfig", "harvest"]
 
 
 def harvest(config: HarvestConfig, console: Console | None = None) -> Path:
@@ -166,6 +87,9 @@ def _finished(folder: Path, config: HarvestConfig, source: Source) -> Manifest |
         differ.append("the files of the model")
     if differ:
         raise UserError(f"{folder}: holds a store made with other settings ({', '.join(differ)}); give another --name")
+    # Left behind by a kill after the manifest was written.
+    for name in (JOURNAL, PLAN):
+        (folder / name).unlink(missing_ok=True)
     return manifest
 
 
@@ -221,20 +145,31 @@ class _Job:
 
     def run(self) -> Path:
         """Harvest what is missing."""
-        config = self.config
         self._check_disk()
-        writer = StoreWriter(self.folder, self.tables, config.dtype)
-        done = writer.sequences
+        rows, first = self.packing.rows(self.source, self.lm.tokenizer), None
+        if not (self.folder / PLAN).exists():
+            # Mistakes in the text show here, before anything is made.
+            first = self._some(next(rows, None))
+        with _alone(self.folder):
+            writer = StoreWriter(self.folder, self.tables, self.config.dtype)
+            if writer.resume:
+                rows, first = self.packing.rows(self.source, self.lm.tokenizer, Cursor(**writer.resume)), None
+            return self._harvest(writer, rows, itertools.chain([first] if first else [], rows))
+
+    def _some(self, row: Row | None) -> Row:
+        if row is None:
+            data = ", ".join(self.config.data)
+            raise UserError(f"{data}: not enough text for one context of {self.config.context} tokens")
+        return row
+
+    def _harvest(self, writer: StoreWriter, rows: Rows, stream: Iterator[Row]) -> Path:
+        """The shards that are missing, then the manifest. `stream` gives the rows, one that was peeked at among them."""
+        config, done = self.config, writer.sequences
         cursor = Cursor(**writer.resume) if writer.resume else Cursor()
-        rows = self.packing.rows(self.source, self.lm.tokenizer, cursor)
-        first = next(rows, None)
-        if first is None and not done:
-            raise UserError(f"{', '.join(config.data)}: not enough text for one context of {config.context} tokens")
         self._announce(done)
         meter = Meter(self.console, "harvest", config.sequences * config.context, done * config.context)
         try:
             with meter:
-                stream = itertools.chain([first] if first else [], rows)
                 for shard in self._shards(itertools.islice(stream, config.sequences - done), meter):
                     cursor = shard.cursor
                     self._write(writer, shard)
@@ -267,10 +202,11 @@ class _Job:
 
     def _announce(self, done: int) -> None:
         config = self.config
-        hooks = ", ".join(f"{hook} ({width})" for hook, width in self.widths.items())
         shards = -(-config.sequences // self.shard_sequences)
         seconds = self._seconds_per_sequence() * (config.sequences - done)
-        _say(self.console, f"{config.model}, {hooks}, {config.dtype}, on {self.lm.device} -> {self.folder}")
+        _say(self.console, f"{config.model} on {self.lm.device} -> {self.folder}")
+        for hook, width in self.widths.items():
+            _say(self.console, f"{hook}: width {width}, {config.dtype}")
         _say(
             self.console,
             f"{config.sequences:,} sequences of {config.context} in {shards:,} shard{'s' if shards > 1 else ''}, "
@@ -334,6 +270,21 @@ class _Job:
         )
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder, so that no second harvest writes into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another hsae harvest is writing it; wait for that one, or stop it") from None
+        yield
+    finally:
+        os.close(handle)
+
+
 @dataclass(frozen=True)
 class _Shard:
     """One shard in memory, in the store's dtype."""
@@ -355,44 +306,8 @@ class _Shard:
         )
 
 
-def keep_mask(
-    config: HarvestConfig,
-    tokens: Int[Tensor, "sequence position"],
-    lengths: Int[Tensor, " sequence"],
-    values: Float[Tensor, "sequence position width"],
-    special: Sequence[int],
-) -> tuple[Bool[Tensor, "sequence position"], dict[str, int]]:
-    """Which positions count, and how many do not, under the first reason that applies of padding, special, first, norm.
-
-    Args:
-        config: its exclude_… fields.
-        tokens: token ids.
-        lengths: positions of each sequence that are no padding.
-        values: activations; the norm is taken against the median over the sequence's positions that are no padding.
-        special: ids of special tokens.
-    """
-    position = torch.arange(tokens.shape[1]).expand(tokens.shape)
-    padding = position >= lengths[:, None]
-    reasons = {"padding": padding}
-    if config.exclude_special:
-        reasons["special"] = torch.isin(tokens, torch.tensor(special))
-    if config.exclude_first:
-        reasons["first"] = position < config.exclude_first
-    if config.exclude_norm:
-        norms = values.float().norm(dim=-1).cpu()
-        median = norms.masked_fill(padding, torch.nan).nanmedian(dim=1, keepdim=True).values
-        reasons["norm"] = norms > config.exclude_norm * median
-    keep = torch.ones_like(padding)
-    excluded: dict[str, int] = {}
-    for reason, mask in reasons.items():
-        if count := int((keep & mask).sum()):
-            excluded[reason] = count
-        keep &= ~mask
-    return keep, excluded
-
-
 def _facts(manifest: Manifest, folder: Path) -> str:
-    """A store in a few lines."""
+    """A store in a few lines. The variance is per dimension."""
     total = sum(shard.bytes for shard in manifest.shards)
     lines = [
         f"{folder}: {manifest.tokens:,} tokens, {manifest.sequences:,} sequences of {manifest.context}, "
@@ -402,7 +317,7 @@ def _facts(manifest: Manifest, folder: Path) -> str:
         left = ", ".join(f"{count:,} {reason}" for reason, count in record.excluded.items())
         lines.append(
             f"{hook}: width {record.width}, {record.kept:,} positions count"
-            f"{f' (left out: {left})' if left else ''}, variance per dimension {record.variance:.4g}"
+            f"{f' (left out: {left})' if left else ''}, variance {record.variance:.4g}"
         )
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -258,14 +259,16 @@ def _load_tokenizer(place: str, said: str = "", **options: Any) -> Any:
     except ImportError as error:
         raise _needs_gguf(error) from None
     except Exception as error:  # as for models
-        raise UserError(f"{said or place}: no tokeniser loads ({one_line(error)}); name one with --tokenizer") from error
+        raise UserError(f"{said or place}: no tokeniser ({one_line(error)}); name one with --tokenizer") from error
 
 
 def _load_gguf(folder: str, file: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        # Its progress bar heeds no setting.
+        with contextlib.redirect_stderr(io.StringIO()):
+            return AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     except ImportError as error:
         raise _needs_gguf(error) from None
 

@@ -69,7 +69,8 @@ class Meter:
         """
         squared = error.to(self._exact).square().sum(1)
         spread = (x - self._centre).to(self._exact).square().sum(1)
-        self._sums += torch.stack([squared.sum(), spread.sum(), code.abs().sum().to(self._exact), penalty.to(self._exact)])
+        sums = (squared.sum(), spread.sum(), code.abs().sum(), penalty)
+        self._sums += torch.stack([value.to(self._exact) for value in sums])
         self._ratios.append(1 - squared / spread)
         # A product with a row of ones counts several times faster than a reduction over booleans.
         self.fired += torch.ones(1, len(x), device=x.device).mm(code.sign().abs_()).squeeze(0)

@@ -11,7 +11,7 @@ from hsae.errors import UserError, choices
 
 
 def names(package: str) -> list[str]:
-    """The names that a registry folder offers (`hsae.rules` -> ["backprop", "oja", …]), read without importing them."""
+    """The names in a registry folder (`hsae.rules` -> ["backprop", "oja", …]), read without importing them."""
     folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_"))
 
@@ -24,7 +24,9 @@ def find(package: str, name: str, base: type, where: str = "") -> type[Any]:
     """
     if name not in names(package):
         prefix = f"{where}: " if where else ""
-        raise UserError(f"{prefix}no {package.rsplit('.', 1)[-1]} entry named {name!r}; {choices(name, names(package))}")
+        raise UserError(
+            f"{prefix}no {package.rsplit('.', 1)[-1]} entry named {name!r}; {choices(name, names(package))}"
+        )
     module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
     found = [
         value

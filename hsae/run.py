@@ -1,6 +1,6 @@
-"""The run folder: `config.toml`, `metrics.jsonl`, `checkpoint.safetensors`, and once it is whole `sae.safetensors` and `run.json`.
+"""The run folder: `config.toml`, `metrics.jsonl`, `checkpoint.safetensors`; when whole `sae.safetensors`, `run.json`.
 
-The checkpoint carries its own state (step, divergences, times) in its header, so that weights and state change in one rename.
+The checkpoint carries its state (step, divergences, times) in its header, so that both change in one rename.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from hsae.files import named_folder, replacing
 from hsae.sae import SAE
 from hsae.setup import Setup
 
-RESULT, CONFIG, METRICS, CHECKPOINT, WEIGHTS = "run.json", "config.toml", "metrics.jsonl", "checkpoint.safetensors", "sae.safetensors"
+RESULT, CONFIG, METRICS = "run.json", "config.toml", "metrics.jsonl"
+CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "sae.safetensors"
 VERSION = 1
 
 
@@ -135,7 +136,9 @@ class Run:
         """
         row = self.row(setup, seed)
         if row.diverged:
-            raise UserError(f"run {self.name}: {row.setup} (seed {row.seed}) diverged {row.diverged}: it has no weights")
+            raise UserError(
+                f"run {self.name}: {row.setup} (seed {row.seed}) diverged {row.diverged}: it has no weights"
+            )
         path, prefix = self.folder / WEIGHTS, f"{row.setup}/{row.seed}"
         try:
             with safe_open(path, framework="pt") as file:

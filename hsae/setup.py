@@ -1,4 +1,4 @@
-"""A setup: which rule trains the encoder, which the decoder, and the SAE between them. `hsae/setups/NAME.toml` names the stock ones."""
+"""A setup: which rule trains the encoder, which the decoder, and the SAE between them. Stock ones: `hsae/setups/`."""
 
 from __future__ import annotations
 

@@ -6,11 +6,12 @@ import codecs
 import io
 import itertools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +29,16 @@ LONGEST = 1 << 20
 READ_BYTES = 1 << 20
 
 
-class Source(Protocol):
+class Source(ABC):
     """A stream of documents that can be entered at any of them."""
 
+    @abstractmethod
     def record(self) -> dict[str, Any]:
         """What the manifest says of the text; changes when the text does."""
-        ...
 
+    @abstractmethod
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The documents from number `start` on, in their order."""
-        ...
 
 
 def open_source(
@@ -80,7 +81,7 @@ def _looks_local(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class LocalFiles:
+class LocalFiles(Source):
     """Documents of local files, one file after the other."""
 
     paths: tuple[Path, ...]
@@ -247,7 +248,7 @@ _ELSEWHERE = (
 
 
 @dataclass(frozen=True)
-class HubDataset:
+class HubDataset(Source):
     """Documents of a dataset on the hub, streamed. `owner/name:config` names one of several configurations."""
 
     name: str

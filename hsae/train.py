@@ -1,4 +1,4 @@
-"""`hsae train`: the one training loop. It reads the store once for all setups and seeds, and is the only thing that changes state."""
+"""`hsae train`: the one training loop, for all setups and seeds in one reading of the store. Only it changes state."""
 
 from __future__ import annotations
 
@@ -90,7 +90,6 @@ def train(settings: TrainConfig, progress: Progress | None = None) -> Run:
                 saved = time.monotonic()
             if stop:
                 raise KeyboardInterrupt(f"stopped at step {loop.step} of {steps}; the same command goes on from there")
-        batches.close()
     progress.stop()
     held = _held_out(store, hook, held_out, settings.held_out) * scale
     rows_of_table = tuple(loop.row(i, held.to(device)) for i in range(len(loop.learners)))
@@ -174,7 +173,9 @@ class Loop:
         """Which quantity left its bounds and the likely cause, or None."""
         learner = self.learners[i]
         rate = "a learning rate too high for the scale of the activations"
-        hint = f"{rate}; lower --setup.{learner.name}.encoder.lr, or scale the activations with --normalise.mode variance"
+        hint = (
+            f"{rate}; lower --setup.{learner.name}.encoder.lr, or scale the activations with --normalise.mode variance"
+        )
         if not math.isfinite(metrics.loss):
             return f"the loss is {metrics.loss}; likely {hint}"
         for name, weights in learner.weights.items():
@@ -231,7 +232,9 @@ class Loop:
         self.diverged = {int(i): reason for i, reason in state["diverged"].items()}
         for i, learner in enumerate(self.learners):
             prefix = f"{i}."
-            learner.restore({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
+            learner.restore(
+                {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            )
             self._last_fired[i] = tensors[f"{i}.last_fired"].to(self.device)
 
 

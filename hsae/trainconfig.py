@@ -84,7 +84,12 @@ class TrainConfig:
         require = config.require
         require(len(self.setups) > 0, "setups", "at least one", self.setups)
         require(len(set(self.setups)) == len(self.setups), "setups", "all different", self.setups)
-        require(len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds), "seeds", "different, at least one", self.seeds)
+        require(
+            len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds),
+            "seeds",
+            "different, at least one",
+            self.seeds,
+        )
         require(min(self.seeds) >= 0, "seeds", "0 or above", self.seeds)
         for name in ("latents", "batch_tokens", "held_out", "dead_window", "log_every"):
             require(getattr(self, name) >= 1, name, "1 or above", getattr(self, name))

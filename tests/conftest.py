@@ -29,7 +29,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def planted(cache: Path) -> Callable[..., Store]:
     """Makes a store of sparse combinations of planted directions, so that there is something to learn."""
 
-    def make(name: str = "planted", sequences: int = 64, context: int = 32, width: int = 16, features: int = 24) -> Store:
+    def make(
+        name: str = "planted", sequences: int = 64, context: int = 32, width: int = 16, features: int = 24
+    ) -> Store:
         generator = torch.Generator().manual_seed(7)
         directions = torch.nn.functional.normalize(torch.randn(features, width, generator=generator), dim=1)
         writer = StoreWriter(cache / "activations" / name, {"test": name}, "fp32")

@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hsae import evidence
-from hsae.evidence import AFTER, BEFORE, CONTEXTS, WIDE_AFTER, WIDE_BEFORE, cached_survey, examine, survey
+import hsae.evidence.latent
+import hsae.evidence.survey
+from hsae.evidence.latent import AFTER as WIDE_AFTER
+from hsae.evidence.latent import BEFORE as WIDE_BEFORE
+from hsae.evidence.latent import examine
+from hsae.evidence.survey import AFTER, BEFORE, CONTEXTS, Survey, cached_survey, survey
 from hsae.sae import SAE
 from hsae.sae.relu import ReLU
 from hsae.sae.topk import TopK
@@ -56,7 +60,8 @@ def spread(latent: int = 2) -> Plants:
 @pytest.fixture(params=[5, 24, 1024], ids="rows={}".format)
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows encoded at a time: parts of a sequence, whole ones, several."""
-    monkeypatch.setattr(evidence, "ROWS", request.param)
+    monkeypatch.setattr(hsae.evidence.survey, "ROWS", request.param)
+    monkeypatch.setattr(hsae.evidence.latent, "ROWS", request.param)
     return request.param
 
 
@@ -262,11 +267,11 @@ class TestCache:
         """Grows by one for every survey made."""
         made: list[None] = []
 
-        def counted(*args: object) -> evidence.Survey:
+        def counted(*args: object) -> Survey:
             made.append(None)
             return survey(*args)  # pyright: ignore[reportArgumentType]
 
-        monkeypatch.setattr(evidence, "survey", counted)
+        monkeypatch.setattr(hsae.evidence.survey, "survey", counted)
         return made
 
     def test_is_reused(self, tmp_path: Path, store: Store, made: list[None]) -> None:
@@ -281,7 +286,9 @@ class TestCache:
     def test_is_made_anew_for_another_sae_or_store(self, tmp_path: Path, store: Store, made: list[None]) -> None:
         path = tmp_path / "a.safetensors"
         cached_survey(path, identity(), store, HOOK)
-        assert cached_survey(path, identity(scale=2.0), store, HOOK).maximum[2] == 2 * max(v for _, v in spread().values())
+        assert cached_survey(path, identity(scale=2.0), store, HOOK).maximum[2] == 2 * max(
+            v for _, v in spread().values()
+        )
         other = planted(tmp_path / "t", {(0, 0): (0, 1.0)})
         assert cached_survey(path, identity(scale=2.0), other, HOOK).dead == [1, 2, 3]
         assert len(made) == 3

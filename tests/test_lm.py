@@ -48,7 +48,7 @@ def test_per_head_activations_are_flattened(lm: LM) -> None:
 
 
 def test_layers_above_the_last_hook_are_not_computed(lm: LM) -> None:
-    ran: list[str] = []
+    ran: list[int] = []
     handles = [
         block.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
         for name, block in ((n, lm.bridge.blocks[n]) for n in range(4))

@@ -1,4 +1,4 @@
-"""What every rule in the folder must be: linear in the batch, pure, finite; and backpropagation and Oja against closed forms."""
+"""What every rule in the folder must be: linear in the batch, pure, finite. Backpropagation and Oja in closed form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def forward(tokens: int, seed: int, latents: int = 12, width: int = 5, tied: boo
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, width, generator=generator, dtype=torch.float64)
     weights = {"encoder": Weights(torch.randn(latents, width, generator=generator, dtype=torch.float64) * 0.5)}
-    weights["encoder"] = Weights(weights["encoder"].W, torch.randn(latents, generator=generator, dtype=torch.float64) * 0.1)
+    weights["encoder"] = Weights(
+        weights["encoder"].W, torch.randn(latents, generator=generator, dtype=torch.float64) * 0.1
+    )
     if not tied:
         weights["decoder"] = Weights(torch.randn(latents, width, generator=generator, dtype=torch.float64) * 0.5)
     return Forward(x, weights, ReLU(l1=0.3))

@@ -1,4 +1,4 @@
-"""The store gives back what went in, notices every kind of damage, and its rows come in an order that can be entered anywhere."""
+"""The store gives back what went in, notices damage, and its rows come in an order that can be entered anywhere."""
 
 import json
 from collections.abc import Callable
@@ -45,8 +45,9 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize(("dtype", "torch_dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_round_trip(tmp_path: Path, dtype: str, torch_dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_round_trip(tmp_path: Path, dtype: str) -> None:
+    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     store = write(tmp_path / "s", dtype=dtype)
     assert store.manifest.sequences == 18
     assert store.manifest.tokens == 18 * CONTEXT
@@ -124,7 +125,9 @@ def _lost_shard(folder: Path) -> None:
         (_lost_shard, 1),
     ],
 )
-def test_resume_gives_the_bytes_of_an_unbroken_run(tmp_path: Path, accident: Callable[[Path], None], whole: int) -> None:
+def test_resume_gives_the_bytes_of_an_unbroken_run(
+    tmp_path: Path, accident: Callable[[Path], None], whole: int
+) -> None:
     write(tmp_path / "unbroken")
     writer = StoreWriter(tmp_path / "broken", PLAN, "fp32")
     assert writer.resume is None
@@ -160,7 +163,7 @@ def test_another_plan_is_refused(tmp_path: Path) -> None:
         StoreWriter(tmp_path / "s", PLAN, "fp32")
 
 
-@pytest.mark.parametrize(("value", "said"), [(1e6, "does not fit fp16; use --dtype bf16"), (float("nan"), "the model gave nan")])
+@pytest.mark.parametrize(("value", "said"), [(1e6, "does not fit fp16; use --dtype bf16"), (float("nan"), "gave nan")])
 def test_values_that_cannot_be_stored(tmp_path: Path, value: float, said: str) -> None:
     writer = StoreWriter(tmp_path / "s", PLAN, "fp16")
     data = shard(0)
@@ -206,7 +209,8 @@ def test_folders_that_are_no_store(tmp_path: Path) -> None:
     write(tmp_path / "s")
     path = tmp_path / "s" / "manifest.json"
     good = json.loads(path.read_text())
-    for bad in (good | {"version": 99}, good | {"format": "x"}, good | {"sequences": "many"}, {"format": good["format"]}, []):
+    changes = [{"version": 99}, {"format": "x"}, {"sequences": "many"}, {"hooks": []}, {"text": None}]
+    for bad in [good | change for change in changes] + [[], {}]:
         path.write_text(json.dumps(bad))
         with pytest.raises(UserError, match=r"manifest\.json"):
             Store(tmp_path / "s")
@@ -283,7 +287,7 @@ def test_naming_stores_and_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         Store.open()
     write(tmp_path / "activations" / "one")
     assert Store.open().name == Store.open("one").name == Store.open(tmp_path / "activations" / "one").name == "one"
-    with pytest.raises(UserError, match="no store 'two' in .*there is one"):
+    with pytest.raises(UserError, match=r"no store 'two' in .*there is one"):
         Store.open("two")
     assert Store.open().hook()[0] == HOOK
     with pytest.raises(UserError, match=f"no hook point 'x'; there is {HOOK}"):

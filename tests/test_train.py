@@ -1,4 +1,4 @@
-"""Training end to end on planted directions: it learns, repeats itself to the bit, survives a kill, and says when it diverges."""
+"""Training end to end on planted directions: it learns, repeats itself to the bit, survives a kill, sees divergence."""
 
 from __future__ import annotations
 
@@ -198,7 +198,8 @@ def test_the_table_is_measured_on_held_out_tokens(planted: Planted):
     error = (sae(x) - x).double()
     row = run.row()
     assert row.mse == pytest.approx(error.square().mean().item(), rel=1e-5)
-    assert row.evr_pooled == pytest.approx(1 - (error.square().sum() / (x - x.mean(0)).double().square().sum()).item(), rel=1e-5)
+    spread = (x - x.mean(0)).double().square().sum()
+    assert row.evr_pooled == pytest.approx(1 - (error.square().sum() / spread).item(), rel=1e-5)
     assert row.l0 == pytest.approx((sae.encode(x) > 0).sum(1).float().mean().item())
 
 
@@ -231,7 +232,7 @@ def test_what_cannot_be_trained_is_one_line(planted: Planted, changes: dict[str,
 
 
 def test_a_run_that_is_not_there(cache: Path):
-    with pytest.raises(UserError, match="no run in .* yet: make one with `hsae train`"):
+    with pytest.raises(UserError, match=r"no run in .* yet: make one with `hsae train`"):
         Run.open()
-    with pytest.raises(UserError, match="no store in .* yet: make one with `hsae harvest`"):
+    with pytest.raises(UserError, match=r"no store in .* yet: make one with `hsae harvest`"):
         train(config())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 STORY = "Once upon a time there was a little dog named Tom. He liked to run and play. "
-WORDS = "sun dog cat tree big small red happy ran sat saw jumped and the a he she they".split()
+WORDS = ("sun", "dog", "cat", "tree", "big", "red", "happy", "ran", "sat", "saw", "and", "the", "a", "he", "she")
 
 
 def make_text(documents: int, words: int = 40) -> list[str]:
@@ -36,7 +37,8 @@ def save_tokenizer(folder: Path) -> None:
     )
     tokenizer.train_from_iterator([STORY, *make_text(20)], trainer)
     end = "<|endoftext|>"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end).save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end)
+    fast.save_pretrained(folder)
 
 
 def save_model(folder: Path, **changes: int) -> None:
@@ -44,7 +46,7 @@ def save_model(folder: Path, **changes: int) -> None:
     import torch
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 16,
         "num_heads": 4,
         "intermediate_size": 32,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bundled_net import CONTEXT, END_OF_TEXT, VOCAB
+from bundled_net import CONTEXT, END_OF_TEXT, VOCAB, end_id
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 
@@ -54,11 +54,11 @@ class Documents:
     """Tokenised stories, each led by an end-of-text token, in one array with the starts of the stories."""
 
     def __init__(self, stories: list[str], tokenizer: Tokenizer) -> None:
-        end = tokenizer.token_to_id(END_OF_TEXT)
+        end = end_id(tokenizer)
         rows = []
         for i in range(0, len(stories), 1000):
-            for encoding in tokenizer.encode_batch_fast(stories[i : i + 1000]):
-                rows.append(np.array([end, *encoding.ids], dtype=np.uint16))
+            encodings = tokenizer.encode_batch_fast(stories[i : i + 1000])
+            rows.extend(np.array([end, *encoding.ids], dtype=np.uint16) for encoding in encodings)
         self.tokens = np.concatenate(rows)
         self.starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
 

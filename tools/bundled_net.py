@@ -114,8 +114,16 @@ def _hf_names() -> dict[str, str]:
     return names
 
 
+def end_id(tokenizer: Tokenizer) -> int:
+    """The id of the end-of-text token."""
+    found = tokenizer.token_to_id(END_OF_TEXT)
+    if found is None:
+        raise ValueError(f"the tokeniser has no {END_OF_TEXT}")
+    return found
+
+
 def hf_config(tokenizer: Tokenizer) -> GPTNeoConfig:
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end = end_id(tokenizer)
     return GPTNeoConfig(
         vocab_size=VOCAB, max_position_embeddings=CONTEXT, hidden_size=WIDTH, num_layers=N_LAYERS, num_heads=N_HEADS,
         attention_types=[[["global", "local"], N_LAYERS // 2]], window_size=WINDOW, intermediate_size=4 * WIDTH,

@@ -19,6 +19,12 @@ static inline float sum(vec a) {
     return (a[0] + a[1]) + (a[2] + a[3]);
 }
 
+static inline float largest(vec a) {
+    float most = a[0];
+    for (int i = 1; i < N; i++) most = a[i] > most ? a[i] : most;
+    return most;
+}
+
 // e^x for x <= 0: 2^n times a polynomial for the fraction; the sum with 1.5 * 2^23 rounds to an integer.
 static inline vec exponential(vec x) {
     const vec magic = splat(12582912.0f);
@@ -78,8 +84,7 @@ extern "C" void attention_forward(const float* qkv, float* out, float* lse, int 
                     *(vec*)(scores + j) = s;
                     top = s > top ? s : top;
                 }
-                float most = top[0];
-                for (int u = 1; u < N; u++) most = top[u] > most ? top[u] : most;
+                const float most = largest(top);
                 vec total = {}, o0 = {}, o1 = {}, o2 = {}, o3 = {};
                 for (int j = first; j <= i; j += N) {
                     const vec p = exponential(at(scores + j) - splat(most));
@@ -139,4 +144,31 @@ extern "C" void attention_backward(const float* qkv, const float* out, const flo
                     row[0] = grad.q[d][t], row[stride] = grad.k[d][t], row[2 * stride] = grad.v[d][t];
                 }
         }
+}
+
+// One query per row against cached keys and values, both (rows, 4, MAX_T); keys first ... last - 1 are visible.
+extern "C" void attention_step(const float* q, const float* k, const float* v, float* out, int rows, int first,
+                               int last) {
+    static thread_local float visible[2 * MAX_T + N];
+    alignas(64) float scores[MAX_T];
+    make_mask(visible, last - first);
+    const int start = first / N * N;
+    for (int r = 0; r < rows; r++, q += D, out += D, k += D * MAX_T, v += D * MAX_T) {
+        vec top = splat(HIDDEN);
+        for (int j = start; j < last; j += N) {
+            vec s = *(const uvec*)(visible + MAX_T - (last - 1) + j);
+            for (int d = 0; d < D; d++) s += splat(q[d]) * *(const uvec*)(k + d * MAX_T + j);
+            *(vec*)(scores + j) = s;
+            top = s > top ? s : top;
+        }
+        const float most = largest(top);
+        vec total = {}, o[D] = {};
+        for (int j = start; j < last; j += N) {
+            const vec p = exponential(at(scores + j) - splat(most));
+            total += p;
+            for (int d = 0; d < D; d++) o[d] += p * *(const uvec*)(v + d * MAX_T + j);
+        }
+        const float z = sum(total);
+        for (int d = 0; d < D; d++) out[d] = sum(o[d]) / z;
+    }
 }

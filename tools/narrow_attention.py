@@ -72,3 +72,17 @@ def attention(qkv: torch.Tensor, n_heads: int, window: int) -> torch.Tensor:
         visible = torch.ones(t, t, dtype=torch.bool).tril().triu(1 - window)
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=1.0)
     return z.transpose(1, 2).reshape(b, t, -1)
+
+
+def attention_step(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """Unscaled attention of one query per row, (rows, 4), to the cached keys and values first ... last - 1.
+
+    The caches are (rows, 4, 512).  Returns (rows, 4).
+    """
+    if _kernel is not None and keys.is_contiguous() and values.is_contiguous() and keys.shape[1:] == (4, 512):
+        q = q.contiguous()
+        out = torch.empty_like(q)
+        _kernel.attention_step(*_pointers(q, keys, values, out), len(q), first, last)
+        return out
+    p = torch.softmax(torch.bmm(q[:, None], keys[:, :, first:last]), dim=-1)
+    return torch.bmm(p, values[:, :, first:last].transpose(1, 2))[:, 0]

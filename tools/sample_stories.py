@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from bundled_net import CONTEXT, END_OF_TEXT, N_HEADS, N_LAYERS, WIDTH, Block, Net, load_folder
+from bundled_net import CONTEXT, N_HEADS, N_LAYERS, WIDTH, Block, Net, end_id, load_folder
+from narrow_attention import attention_step, load_kernel
 from sample_teacher import draw
 
 
@@ -29,16 +31,15 @@ class Sampler:
     def __init__(self, net: Net, batch: int, end: int) -> None:
         self.net, self.batch, self.end, self.d_head = net, batch, end, WIDTH // N_HEADS
         self.k_cache = torch.zeros(N_LAYERS, batch * N_HEADS, self.d_head, CONTEXT)
-        self.v_cache = torch.zeros(N_LAYERS, batch * N_HEADS, CONTEXT, self.d_head)
+        self.v_cache = torch.zeros(N_LAYERS, batch * N_HEADS, self.d_head, CONTEXT)
 
     def _attend(self, block: Block, layer: int, x: torch.Tensor, position: int) -> torch.Tensor:
         n = len(x) * N_HEADS
-        first, last = max(0, position + 1 - block.window), position + 1
         q, k, v = block.qkv(x).view(len(x), 3, N_HEADS, self.d_head).unbind(dim=1)
         self.k_cache[layer, :n, :, position] = k.reshape(n, self.d_head)
-        self.v_cache[layer, :n, position] = v.reshape(n, self.d_head)
-        scores = torch.bmm(q.reshape(n, 1, self.d_head), self.k_cache[layer, :n, :, first:last])
-        z = torch.bmm(torch.softmax(scores, dim=-1), self.v_cache[layer, :n, first:last])
+        self.v_cache[layer, :n, :, position] = v.reshape(n, self.d_head)
+        keys, values, first = self.k_cache[layer, :n], self.v_cache[layer, :n], max(0, position + 1 - block.window)
+        z = attention_step(q.reshape(n, self.d_head), keys, values, first, position + 1)
         return block.out(z.reshape(len(x), WIDTH))
 
     def step(self, ids: torch.Tensor, position: int) -> torch.Tensor:
@@ -53,10 +54,9 @@ class Sampler:
     def _keep(self, rows: torch.Tensor, old: int, length: int) -> None:
         """Moves the rows kept, out of `old`, to the front of the cache."""
         for layer in range(N_LAYERS):
-            k = self.k_cache[layer, : old * N_HEADS].view(old, N_HEADS, self.d_head, CONTEXT)
-            v = self.v_cache[layer, : old * N_HEADS].view(old, N_HEADS, CONTEXT, self.d_head)
-            k[: len(rows), :, :, :length] = k[rows, :, :, :length]
-            v[: len(rows), :, :length] = v[rows, :, :length]
+            for cache in (self.k_cache, self.v_cache):
+                part = cache[layer, : old * N_HEADS].view(old, N_HEADS, self.d_head, CONTEXT)
+                part[: len(rows), :, :, :length] = part[rows, :, :, :length]
 
     def stories(self, temperature: float, min_p: float, generator: torch.Generator) -> list[list[int]]:
         """The token ids of the stories of one batch that ended by themselves."""
@@ -66,8 +66,7 @@ class Sampler:
         for position in range(CONTEXT):
             new = draw(self.step(tokens[:, position], position), temperature, min_p, generator)
             tokens[:, position + 1] = new
-            for row in torch.nonzero((new == self.end) & ~done).flatten().tolist():
-                finished.append(tokens[row, 1 : position + 1].tolist())
+            finished.extend(tokens[(new == self.end) & ~done, 1 : position + 1].tolist())
             done |= new == self.end
             if done.all():
                 break
@@ -81,7 +80,9 @@ class Sampler:
 @torch.inference_mode()
 def sample(args: argparse.Namespace) -> None:
     net, tokenizer = load_folder(args.model)
-    sampler = Sampler(net, args.batch if not args.show else max(args.show, 8), tokenizer.token_to_id(END_OF_TEXT))
+    with tempfile.TemporaryDirectory() as folder:
+        load_kernel(Path(folder))
+    sampler = Sampler(net, args.batch if not args.show else max(args.show, 8), end_id(tokenizer))
     generator = torch.Generator().manual_seed(args.seed)
     if args.show:
         for ids in sampler.stories(args.temperature, args.min_p, generator)[: args.show]:

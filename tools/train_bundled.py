@@ -5,10 +5,10 @@
 
 The text is real TinyStories and stories sampled from the teacher (sample_teacher.py), both with lines `<|endoftext|>`
 between stories; --real-share of the rows of each batch come from the real ones, however often these repeat.  Rows are
-packed contexts of 512 tokens.  Muon trains the matrices of the layers, AdamW the rest; matrix products are in
-bfloat16 with float32 weights, in float32 at the end.  The learning rate warms up, stays, and falls linearly to 0 over
-the last --decay of the minutes.  The run saves its state to the work folder every few minutes and goes on from there
-when started again; --export writes the folder from the saved state and ends.
+packed contexts of 512 tokens.  Muon (torch 2.9 or later) trains the matrices of the layers, AdamW the rest; matrix
+products are in bfloat16 with float32 weights, in float32 at the end.  The learning rate warms up, stays, and falls
+linearly to 0 over the last --decay of the minutes.  The run saves its state to the work folder every few minutes and
+goes on from there when started again; --export writes the folder from the saved state and ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bundled_data import Documents, nats_per_char, read_stories, read_validation, train_tokenizer
-from bundled_net import END_OF_TEXT, Net, save_folder
+from bundled_net import Net, end_id, save_folder
 from narrow_attention import load_kernel
 from tokenizers import Tokenizer
 
@@ -85,7 +85,7 @@ def train(args: argparse.Namespace) -> None:
     print(f"{len(real.tokens)} real tokens, {len(teacher.tokens)} teacher tokens", flush=True)
     stories = read_validation(args.valid)[:200]
     valid = [encoding.ids for encoding in tokenizer.encode_batch(stories)]
-    end, chars = tokenizer.token_to_id(END_OF_TEXT), sum(map(len, stories))
+    end, chars = end_id(tokenizer), sum(map(len, stories))
     optimizers = make_optimizers(net, args)
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step, seconds, mean = state.get("step", 0), state.get("seconds", 0.0), state.get("mean", 0.0)

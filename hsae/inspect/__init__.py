@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -38,6 +39,14 @@ class InspectConfig:
     def __post_init__(self) -> None:
         require(self.contexts >= 1, "contexts", "1 or above", self.contexts)
 
+    def command(self) -> str:
+        """The command that shows the same run, setup and store without a latent."""
+        words = ["hsae", "inspect"]
+        for name in ("run", "setup", "seed", "on", "hook"):
+            if (value := getattr(self, name)) not in ("", None):
+                words += [f"--{name}", str(value)]
+        return shlex.join(words)
+
 
 def inspect(config: InspectConfig, console: Console | None = None) -> None:
     """Print what the config asks for. A run and a store are enough: no language model, no network.
@@ -64,7 +73,7 @@ def inspect(config: InspectConfig, console: Console | None = None) -> None:
         console.file.write(json.dumps(view.finite(asdict(shown)), indent=1, allow_nan=False) + "\n")
         return
     ink = terminal.Ink.of(console)
-    for part in terminal.draw(shown, ink, console.width):
+    for part in terminal.draw(shown, ink, console.width, config.command()):
         console.print(part)
 
 

@@ -49,15 +49,18 @@ class Ink:
         return Style(color=full if opacity > 0.6 else faint, bgcolor=Color.from_rgb(*blend))
 
 
-def draw(shown: Overview | LatentView, ink: Ink, width: int) -> Iterator[RenderableType]:
+def draw(shown: Overview | LatentView, ink: Ink, width: int, command: str) -> Iterator[RenderableType]:
     """Everything to print, part by part.
 
     Args:
         shown: what to draw.
         ink: how strength is shown.
         width: cells in a line.
+        command: the words that show the overview again, to name what to do next.
     """
-    return _overview(shown, ink, width) if isinstance(shown, Overview) else _latent(shown, ink, width)
+    if isinstance(shown, Overview):
+        return _overview(shown, ink, width, command)
+    return _latent(shown, ink, width, command)
 
 
 def run_table(run: Run) -> Group:
@@ -65,7 +68,7 @@ def run_table(run: Run) -> Group:
     return _run_table(run.result.rows, run.result.held_out, run.result.dead_window)
 
 
-def _overview(shown: Overview, ink: Ink, width: int) -> Iterator[RenderableType]:
+def _overview(shown: Overview, ink: Ink, width: int, command: str) -> Iterator[RenderableType]:
     head = shown.head
     yield from _headline(head, f"run {head.run}")
     yield _run_table(shown.table, shown.held_out, shown.dead_window)
@@ -76,12 +79,12 @@ def _overview(shown: Overview, ink: Ink, width: int) -> Iterator[RenderableType]
     yield Text("Most active", style="bold")
     yield _glances(shown.most_active, ink, width)
     if shown.most_selective:
-        yield Text("Most selective: strongest contexts all on one token", style="bold")
+        yield Text("Most selective", style="bold")
         yield _glances(shown.most_selective, ink, width)
     yield _dead(shown)
-    yield Text(
-        f"Look into one: hsae inspect --latent {(shown.most_selective or shown.most_active)[0].latent}", style="dim"
-    )
+    latent = (shown.most_selective or shown.most_active)[0].latent
+    yield Text("same: how many of the 16 strongest contexts peak on one token", style="dim")
+    yield Text(f"next: {visible(command)} --latent {latent}", style="dim")
 
 
 def _headline(head: Head, title: str) -> Iterator[Text]:
@@ -100,14 +103,15 @@ def _headline(head: Head, title: str) -> Iterator[Text]:
 
 
 def _others(head: Head) -> str:
-    others = [f"--setup {name}" for name in head.setups if name != head.setup]
-    others += [f"--seed {seed}" for seed in head.seeds if seed != head.seed]
-    return visible(f" (others: {', '.join(others)})") if others else ""
+    setups = ", ".join(name for name in head.setups if name != head.setup)
+    seeds = ", ".join(str(seed) for seed in head.seeds if seed != head.seed)
+    others = [f"{flag} {names}" for flag, names in (("--setup", setups), ("--seed", seeds)) if names]
+    return visible(f"  (others: {'; '.join(others)})") if others else ""
 
 
 def _table(*columns: tuple[str, bool]) -> Table:
     """An open table; a column is its heading and whether it is flush right."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="dim")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for heading, right in columns:
         table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
     return table
@@ -160,9 +164,15 @@ def _thousands(value: float) -> str:
     return f"{value:,.0f}" if value < 10_000 else f"{value / 1000:,.0f}k"
 
 
-def _percent(rate: float) -> str:
-    """A share as 1.23%; below that with two figures that mean something."""
-    return f"{rate:.0%}" if rate >= 0.9995 else f"{100 * rate:.3g}%" if rate >= 1e-4 else f"{100 * rate:.1g}%"
+def _percent(share: float) -> str:
+    percent = 100 * share
+    digits = 0 if percent >= 99.95 else 1 if percent >= 10 else 2 if percent >= 0.1 else 3
+    return f"{percent:.{digits}f}%" if percent >= 0.001 or not percent else "<.001%"
+
+
+def _figure(value: float) -> str:
+    """Three figures, so that a column of them lines up."""
+    return f"{value:#.3g}".rstrip(".") if value == 0 or 1e-3 <= abs(value) < 1e6 else _scientific(value)
 
 
 def _glances(glances: Sequence[Glance], ink: Ink, width: int) -> Table:
@@ -172,8 +182,8 @@ def _glances(glances: Sequence[Glance], ink: Ink, width: int) -> Table:
         table.add_row(
             str(glance.latent),
             _percent(glance.rate),
-            f"{glance.maximum:.3g}",
-            f"{glance.selectivity:.0%}" if glance.selectivity else NONE,
+            _figure(glance.maximum),
+            f"{16 * glance.selectivity:.0f}" if glance.selectivity else NONE,
             _snippets(glance, ink, room),
         )
     return table
@@ -194,34 +204,32 @@ def _snippets(glance: Glance, ink: Ink, room: int) -> Text:
 
 def _dead(shown: Overview) -> Text:
     count, names = shown.dead_latents, ", ".join(map(str, shown.dead))
-    if not count:
-        return Text(f"\nNo dead latents: all {shown.head.latents:,} fire on this store.")
     more = ", …" if count > len(shown.dead) else ""
-    return Text(f"\n{count:,} of {shown.head.latents:,} latents never fire on this store: {names}{more}")
+    text = Text.assemble(("\nDead", "bold"), f": {count:,} of {shown.head.latents:,} latents never fire on this store")
+    return text.append(f": {names}{more}" if count else "")
 
 
-def _latent(shown: LatentView, ink: Ink, width: int) -> Iterator[RenderableType]:
+def _latent(shown: LatentView, ink: Ink, width: int, command: str) -> Iterator[RenderableType]:
     head = shown.head
-    title = f"latent {shown.latent} of 0…{head.latents - 1} · {head.setup}, seed {head.seed} · run {head.run}"
+    title = f"latent {shown.latent} of {head.latents:,} · {head.setup}, seed {head.seed} · run {head.run}"
     yield from _headline(head, title)
     if not shown.firings:
-        yield Text(
-            f"\nIt never fires on this store. `hsae inspect --setup {visible(head.setup)}` lists latents that do."
-        )
+        yield Text(f"\nIt never fires on this store. For latents that do: {visible(command)}")
         return
     yield Text(
         f"\nfires on {_percent(shown.rate)} of tokens ({shown.firings:,}) · "
-        f"mean {shown.mean:.4g} where it fires · maximum {shown.maximum:.4g}"
+        f"mean {_figure(shown.mean)} where it fires · maximum {_figure(shown.maximum)}"
     )
-    yield Text("\nActivation where it fires", style="bold")
+    yield Text.assemble(
+        "\n", ("Activation where it fires", "bold"), (f"  (tokens in bins of {shown.bin_width:g})", "dim")
+    )
     yield from _histogram(shown, width)
     yield Text("\nTop contexts, each from another sequence", style="bold")
     before = (width - 8) * 11 // 20
     for context in shown.contexts:
         strengths = [value / shown.maximum for value in context.activations]
-        line = Text(f"{context.activation:6.3g}  ", no_wrap=True, style="", end="")
+        line = Text(f"{_figure(context.activation):>6}  ", no_wrap=True)
         line.append_text(keyword_line(context.text, strengths, context.peak, before, width - 8 - before, ink))
-        line.end = "\n"
         yield line
     yield Text("\nTokens it fires on most", style="bold")
     yield _tokens(shown.tokens)
@@ -254,7 +262,7 @@ def keyword_line(text: Sequence[str], strengths: Sequence[float], peak: int, bef
     line.append(opening)
     right = Text(no_wrap=True)
     # The mark's end must survive the crop, so the peak is cropped by itself.
-    right.append(_first_cells(visible(text[shown]), after - len(opening) - len(closing)), ink.style(strengths[peak]))
+    right.append(_first_cells(visible(text[shown]), after - len(closing)), ink.style(strengths[peak]))
     right.append(closing)
     for piece, strength in zip(text[shown + 1 :], strengths[shown + 1 :], strict=True):
         if right.cell_len >= after:
@@ -291,7 +299,7 @@ def _histogram(shown: LatentView, width: int) -> Iterator[Text]:
         bars = "".join(BLOCKS[min(max(n - 8 * line, 0), 8)] * column for n in eighths)
         side = f"{highest:,}" if line == HEIGHT - 1 else "0" if line == 0 else ""
         yield Text.assemble((f"{side:>{label}} ", "dim"), (bars, "dark_orange"), no_wrap=True)
-    right = f"{shown.bin_width * len(shown.histogram):.3g}"
+    right = f"{shown.bin_width * len(shown.histogram):g}"
     yield Text(f"{'':{label}} 0{right:>{max(column * len(eighths) - 1, len(right) + 1)}}", style="dim", no_wrap=True)
 
 

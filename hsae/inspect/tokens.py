@@ -40,9 +40,14 @@ class Pieces:
             text = self._decode(ids[:count])
             if text.endswith(_BROKEN) and count < len(ids):
                 pieces.append("")
-            else:
-                pieces.append(text[done:] if self._known(token) else f"{text[done:]}⟨{token}⟩")
-                done = len(text)
+                continue
+            piece = text[done:] if self._known(token) else f"{text[done:]}⟨{token}⟩"
+            done = len(text)
+            # Bytes that no character came of, at a window's start: they are no part of this token.
+            broken = len(piece) - len(piece.lstrip(_BROKEN))
+            if 0 < broken < len(piece) and pieces:
+                pieces[-1], piece = piece[:broken], piece[broken:]
+            pieces.append(piece)
         return tuple(pieces)
 
     def one(self, token: int) -> str:

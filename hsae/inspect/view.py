@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hsae.errors import UserError
-from hsae.evidence import BEFORE, Survey, cached_survey, examine
+from hsae.evidence.latent import examine
+from hsae.evidence.survey import BEFORE, Survey, cached_survey
 from hsae.inspect import InspectConfig
 from hsae.inspect.tokens import Pieces
 from hsae.run import Row, Run

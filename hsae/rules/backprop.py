@@ -1,7 +1,7 @@
 """Backpropagation: the statistics are the gradients, the displacement is Adam's.
 
-Adam as Kingma & Ba, arXiv 1412.6980, Algorithm 1. The gradient's norm over everything that the rule serves in one SAE is
-clipped first. Gradients are those of the loss averaged over the batch's tokens.
+Adam as Kingma & Ba, arXiv 1412.6980, Algorithm 1. The gradient's norm, over everything that the rule serves in one
+SAE, is clipped first. Gradients are those of the loss averaged over the batch's tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SoftHebb: a soft winner-take-all with anti-Hebbian losers, as a rule for linear layers.
 
-Moraitis et al., Neuromorph. Comput. Eng. 2 (2022) 044017; Journé et al., arXiv 2209.11883 (the signed form and the adaptive
-rate). Here for the Lebesgue exponent p = 2. Per token, with u = W x + b and y = softmax(temperature·u):
+Moraitis et al., Neuromorph. Comput. Eng. 2 (2022) 044017; Journé et al., arXiv 2209.11883 (the signed form and the
+adaptive rate). Here for the Lebesgue exponent p = 2. Per token, with u = W x + b and y = softmax(temperature·u):
 
     s_k   = +y_k for the winner (the latent of the highest u), -y_k for every other latent
     ΔW_k  ∝ Σ_tokens s_k (x - u_k w_k)        scaled by one number, so that the largest entry of the batch's sum is 1
@@ -24,7 +24,7 @@ from torch import Tensor
 from hsae.config import require
 from hsae.rules import Rule, State, Statistics, Synapse, Weights
 
-# e^(temperature·b) is a prior probability: it stays in [e^-60, 1], far from where float32 would make it 0 and Δb infinite.
+# e^(temperature·b) is a prior probability: it stays in [e^-60, 1]. Much lower, float32 would make it 0 and Δb infinite.
 LOG_PRIOR_RANGE = (-60.0, 0.0)
 
 
@@ -81,7 +81,9 @@ class SoftHebb(Rule):
         change_b = rate * (self.bias_lr / self.temperature) * self._bias_direction(s, b, tokens)
         return Weights(rate[:, None] * direction, self._within_range(b, change_b) if self.prior else None), state
 
-    def _scaled(self, direction: Float[Tensor, "latent width"], tokens: Float[Tensor, ""]) -> Float[Tensor, "latent width"]:
+    def _scaled(
+        self, direction: Float[Tensor, "latent width"], tokens: Float[Tensor, ""]
+    ) -> Float[Tensor, "latent width"]:
         if self.normalise == "mean":
             return direction / tokens
         if self.normalise == "row":
@@ -91,7 +93,7 @@ class SoftHebb(Rule):
     def _bias_direction(
         self, s: Float[Tensor, "latent"], b: Float[Tensor, "latent"], tokens: Float[Tensor, ""]
     ) -> Float[Tensor, "latent"]:
-        """(s/e^(temperature·b) - tokens) / its largest size, from logarithms: e^(temperature·b) itself can be 0 in float32."""
+        """(s/e^(temperature·b) - tokens) over its largest size, by logarithms: the exponential can be 0 in float32."""
         log_ratio = s.abs().log() - self.temperature * b
         scale = torch.maximum(log_ratio.max(), tokens.log())
         direction = s.sign() * (log_ratio - scale).exp() - (tokens.log() - scale).exp()
@@ -103,9 +105,7 @@ class SoftHebb(Rule):
         return torch.minimum(torch.maximum(b + change, b.clamp(max=low)), b.clamp(min=high)) - b
 
 
-def competition(
-    u: Float[Tensor, "token latent"], temperature: float, signed: bool
-) -> Float[Tensor, "token latent"]:
+def competition(u: Float[Tensor, "token latent"], temperature: float, signed: bool) -> Float[Tensor, "token latent"]:
     """The post-synaptic signal: softmax(temperature·u) over latents, and with `signed` all but each token's winner negated.
 
     Ties go to the first latent.

@@ -1,4 +1,7 @@
-"""The sparse autoencoder and its variants, one per file: code = act(W_enc x + b_enc), reconstruction = code W_dec + b_dec."""
+"""The sparse autoencoder and its variants, one per file.
+
+code = act(W_enc x + b_enc), reconstruction = code W_dec + b_dec.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class Variant(Registered, ABC):
     def backward(
         self, code: Float[Tensor, "token latent"], gradient: Float[Tensor, "token latent"], width: int
     ) -> Float[Tensor, "token latent"]:
-        """The gradient for the drive: the penalty's own, plus the given gradient for the code taken back through `activate`.
+        """The gradient for the drive: the penalty's, plus the given one for the code, back through `activate`.
 
         May use `gradient`'s memory.
         """
@@ -89,7 +92,7 @@ class SAE:
         return replace(self, W_enc=W_enc, b_enc=self.b_enc.to(device), W_dec=W_dec, b_dec=self.b_dec.to(device))
 
     def folded(self) -> SAE:
-        """The same function with a scale of 1: the scale goes into the biases (and codes come out in the store's units).
+        """The same function with a scale of 1: the scale goes into the biases, and codes come out in the store's units.
 
         Exact for activation functions with act(s·u) = s·act(u), such as ReLU and TopK.
         """

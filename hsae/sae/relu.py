@@ -1,4 +1,4 @@
-"""The plain SAE: ReLU, and an L1 penalty of l1 · Σ|code| / width a token (the divisor is the width, not the dictionary)."""
+"""The plain SAE: ReLU, and an L1 penalty of l1 · Σ|code| / width a token (not divided by the dictionary's size)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The activation store: safetensors shards with the tokens beside the activations, and a manifest that vouches for them."""
+"""The activation store: shards with the tokens beside the activations, and a manifest that vouches for them."""
 
 from hsae.store.manifest import HookRecord, Manifest, ShardRecord
 from hsae.store.reader import Chunk, Store

@@ -1,4 +1,4 @@
-"""Reading a store: in order for evidence, shuffled for training; bounded memory, deterministic, resumable at any row."""
+"""Reading a store: in order for evidence, shuffled for training; bounded memory, deterministic, resumable."""
 
 from __future__ import annotations
 

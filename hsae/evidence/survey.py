@@ -1,14 +1,9 @@
-"""What a store says about the latents of an SAE: how often each fires, how strongly, on which tokens and where.
-
-Numbers only; the terminal, the page and the server draw them. A latent *fires* at a position where its activation is
-above zero. Positions that the store leaves out (keep=False) are no evidence: they are neither encoded nor counted.
-"""
+"""All latents of an SAE in one pass over a store, and the file that keeps the result."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,17 +23,15 @@ CONTEXTS = 16
 """strongest contexts that a survey keeps for each latent"""
 BEFORE, AFTER = 8, 4
 """tokens that a survey keeps on either side of a peak"""
-WIDE_BEFORE, WIDE_AFTER = 48, 32
-"""tokens that `examine` gives on either side of a peak, where the sequence has them"""
 ROWS = 1024
 """rows encoded at a time: their code at 3,200 latents is 13 MB"""
-BINS = 32
 
 Advance = Callable[[int], None]
 """told how many positions of the store have been passed since the last call"""
 
 
-def _ignore(_: int) -> None: ...
+def ignore(_: int) -> None:
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -101,66 +94,8 @@ class Survey:
         return by_firings[order][:count].tolist()
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Counts of activations above zero: bin i has those in (i · width, (i + 1) · width]; the last has the maximum."""
-
-    width: float
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Context:
-    """A stretch of one sequence around a latent's peak. Token i of it stands at position `start + i` of the sequence.
-
-    `activations` has one value for each token, 0 at positions that do not count.
-    """
-
-    sequence: int
-    position: int
-    activation: float
-    start: int
-    tokens: tuple[int, ...]
-    activations: tuple[float, ...]
-
-    @property
-    def peak(self) -> int:
-        """The peak's index in `tokens`."""
-        return self.position - self.start
-
-
-@dataclass(frozen=True)
-class TokenUse:
-    """A token that a latent fires on: how often, with what share of all its activation, and of how many occurrences."""
-
-    token: int
-    firings: int
-    mass: float
-    occurrences: int
-
-
-@dataclass(frozen=True)
-class LatentEvidence:
-    """One latent over one store. `mean` is over the positions where it fires, 0 for a latent that never does."""
-
-    latent: int
-    latents: int
-    rows: int
-    firings: int
-    mean: float
-    maximum: float
-    histogram: Histogram
-    contexts: tuple[Context, ...]
-    tokens: tuple[TokenUse, ...]
-
-    @property
-    def rate(self) -> float:
-        """The share of positions at which it fires."""
-        return self.firings / max(self.rows, 1)
-
-
 @torch.inference_mode()
-def survey(sae: SAE, store: Store, hook: str, advance: Advance = _ignore) -> Survey:
+def survey(sae: SAE, store: Store, hook: str, advance: Advance = ignore) -> Survey:
     """Every latent in one pass over a store, in memory for `ROWS` rows of code beside what is returned.
 
     Args:
@@ -190,6 +125,7 @@ def survey(sae: SAE, store: Store, hook: str, advance: Advance = _ignore) -> Sur
             firings += (ones @ code.gt_(0)).long()
         rows += len(x)
         advance(chunk.keep.numel())
+    strongest.merge()
     return Survey(
         rows=torch.tensor([rows]),
         firings=firings,
@@ -202,31 +138,40 @@ def survey(sae: SAE, store: Store, hook: str, advance: Advance = _ignore) -> Sur
 
 
 class _Strongest:
-    """The `CONTEXTS` highest peaks of each latent, from distinct sequences."""
+    """The `CONTEXTS` highest peaks of each latent, from distinct sequences; call `merge` before reading them."""
 
     def __init__(self, latents: int) -> None:
         self.activation = torch.zeros(latents, CONTEXTS)
         self.sequence = torch.full((latents, CONTEXTS), -1)
         self.position = torch.full((latents, CONTEXTS), -1)
+        self._waiting: list[tuple[int, Tensor, Tensor]] = []
 
     def offer(self, sequence: int, code: Float[Tensor, "row latent"], position: Int[Tensor, "row"]) -> None:
         """Take in rows of one sequence, in order. A long sequence may come in several calls, one after the other."""
-        # After the first few sequences only a few latents see a peak that enters their list.
-        better = (code.amax(0) > self.activation[:, -1]).nonzero().squeeze(1)
-        if not len(better):
+        value, row = code.max(0)
+        place = position[row]
+        if self._waiting and self._waiting[-1][0] == sequence:
+            _, old_value, old_place = self._waiting.pop()
+            place = torch.where(value > old_value, place, old_place)
+            value = torch.maximum(value, old_value)
+        elif len(self._waiting) == CONTEXTS:
+            self.merge()
+        self._waiting.append((sequence, value, place))
+
+    def merge(self) -> None:
+        """Sort the peaks that wait into the lists. Many at a time, since sorting costs more than finding them."""
+        if not self._waiting:
             return
-        value, row = code[:, better].max(0)
-        old = self.activation[better]
-        same = self.sequence[better] == sequence
-        higher = value > torch.where(same, old, 0).amax(1)
-        old = torch.where(same & higher[:, None], 0, old)
-        value = torch.where(higher, value, 0)
-        activation, order = torch.cat([old, value[:, None]], 1).sort(dim=1, descending=True, stable=True)
-        order, activation = order[:, :CONTEXTS], activation[:, :CONTEXTS]
-        self.activation[better] = activation
-        for kept, new in ((self.sequence, torch.full_like(better, sequence)), (self.position, position[row])):
-            column = torch.cat([kept[better], new[:, None]], 1).gather(1, order)
-            kept[better] = torch.where(activation > 0, column, -1)
+        sequences, values, places = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        every = torch.cat([self.activation, torch.stack(values, 1)], 1)
+        order = every.argsort(dim=1, descending=True, stable=True)[:, :CONTEXTS]
+        self.activation = every.gather(1, order)
+        new = torch.tensor(sequences).expand(len(order), -1), torch.stack(places, 1)
+        self.sequence, self.position = (
+            torch.where(self.activation > 0, torch.cat([kept, columns], 1).gather(1, order), -1)
+            for kept, columns in zip((self.sequence, self.position), new, strict=True)
+        )
 
 
 def _windows(
@@ -246,7 +191,7 @@ def _windows(
     return windows
 
 
-def cached_survey(path: Path, sae: SAE, store: Store, hook: str, advance: Advance = _ignore) -> Survey:
+def cached_survey(path: Path, sae: SAE, store: Store, hook: str, advance: Advance = ignore) -> Survey:
     """The survey in the file `path` if it is of this SAE, store and hook point; else a new one, saved there."""
     facts = {"format": "hsae-survey-1", "sae": fingerprint(sae), "store": store.manifest.fingerprint, "hook": hook}
     names = [field.name for field in fields(Survey)]
@@ -273,104 +218,3 @@ def fingerprint(sae: SAE) -> str:
         digest.update(repr((weight.dtype, tuple(weight.shape))).encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-@torch.inference_mode()
-def examine(
-    sae: SAE, store: Store, hook: str, latent: int, contexts: int = 10, tokens: int = 10, advance: Advance = _ignore
-) -> LatentEvidence:
-    """One latent in one pass over a store.
-
-    Args:
-        sae: on the CPU; its width must be the hook point's.
-        store: the activations, and the tokens under them.
-        hook: a hook point of the store.
-        latent: 0 … `sae.latents` - 1.
-        contexts: the most contexts to return, each from another sequence, highest peak first.
-        tokens: the most tokens to return, those with the largest share of the activation first.
-        advance: called as the pass goes on.
-    """
-    histogram = _Growing()
-    occurrences, firings, mass = (torch.zeros(0, dtype=torch.float64) for _ in range(3))
-    rows, maximum = 0, 0.0
-    top: list[Context] = []
-    for chunk in store.chunks(hook, max(1, ROWS // store.manifest.context)):
-        parts = chunk.activations[chunk.keep].split(ROWS)
-        kept = torch.cat([sae.encode(part)[:, latent] for part in parts])
-        token, active = chunk.tokens[chunk.keep], kept > 0
-        rows += len(kept)
-        histogram.add(kept[active])
-        occurrences = _tally(occurrences, token)
-        firings = _tally(firings, token[active])
-        mass = _tally(mass, token[active], kept[active])
-        code = torch.zeros(chunk.keep.shape)
-        code[chunk.keep] = kept
-        peak, position = code.max(1)
-        floor = top[-1].activation if len(top) == contexts else 0.0
-        top += [
-            _context(chunk.first + row, int(position[row]), chunk.tokens[row], code[row])
-            for row in (peak > floor).nonzero().flatten().tolist()
-        ]
-        # Python's sort is stable: among equals the earlier sequence stays first.
-        top = sorted(top, key=lambda context: -context.activation)[:contexts]
-        maximum = max(maximum, float(peak.max()))
-        advance(chunk.keep.numel())
-    total = float(mass.sum())
-    leading = [i for i in mass.argsort(descending=True, stable=True)[:tokens].tolist() if firings[i] > 0]
-    return LatentEvidence(
-        latent=latent,
-        latents=sae.latents,
-        rows=rows,
-        firings=int(firings.sum()),
-        mean=total / max(int(firings.sum()), 1),
-        maximum=maximum,
-        histogram=histogram.upto(maximum),
-        contexts=tuple(top),
-        tokens=tuple(TokenUse(i, int(firings[i]), float(mass[i]) / total, int(occurrences[i])) for i in leading),
-    )
-
-
-def _context(sequence: int, position: int, tokens: Int[Tensor, "token"], code: Float[Tensor, "token"]) -> Context:
-    start, stop = max(0, position - WIDE_BEFORE), position + WIDE_AFTER + 1
-    values = code[start:stop].tolist()
-    return Context(
-        sequence, position, values[position - start], start, tuple(tokens[start:stop].tolist()), tuple(values)
-    )
-
-
-def _tally(total: Tensor, index: Int[Tensor, "row"], weight: Tensor | None = None) -> Tensor:
-    """`total` with a count (or a weight) added for each index, longer if an index asks for it."""
-    more = torch.bincount(index, None if weight is None else weight.double(), minlength=len(total)).double()
-    more[: len(total)] += total
-    return more
-
-
-class _Growing:
-    """A histogram made in one pass, though the maximum is known only at its end.
-
-    The range is a power of two and doubles when a value exceeds it: neighbouring bins are added in pairs, so every
-    count stays exact, and the result does not depend on the order of the values.
-    """
-
-    def __init__(self) -> None:
-        self.top, self.counts = 0.0, torch.zeros(BINS, dtype=torch.int64)
-
-    def add(self, values: Float[Tensor, "value"]) -> None:
-        """Count values above zero."""
-        if not len(values):
-            return
-        highest = float(values.max())
-        if not self.top:
-            mantissa, exponent = math.frexp(highest)
-            self.top = 2.0 ** (exponent - (mantissa == 0.5))
-        while highest > self.top:
-            self.top *= 2
-            self.counts = torch.cat([self.counts.view(-1, 2).sum(1), torch.zeros(BINS // 2, dtype=torch.int64)])
-        bins = (values.double() * (BINS / self.top)).ceil().long() - 1
-        self.counts += torch.bincount(bins, minlength=BINS)
-
-    def upto(self, maximum: float) -> Histogram:
-        """The bins up to the one that holds the maximum: more than half of them."""
-        width = self.top / BINS
-        used = math.ceil(maximum / width) if width else 0
-        return Histogram(width, tuple(self.counts[:used].tolist()))
