@@ -88,12 +88,12 @@ def _overview(shown: Overview, ink: Ink, width: int, command: str) -> Iterator[R
 
 
 def _headline(head: Head, title: str) -> Iterator[Text]:
-    left_out = head.positions - head.rows
+    of = f" of {head.positions:,}" if head.rows < head.positions else ""
     scale = "no normalisation" if head.scale == 1 else f"scaled by {head.scale:.4g}"
     facts = [
         f"store {head.store}",
         head.hook,
-        f"{head.rows:,} tokens" + (f" ({left_out:,} more left out)" if left_out else ""),
+        f"{head.rows:,}{of} tokens",
         scale + (", folded into the weights" if head.folded and head.scale != 1 else ""),
     ]
     yield Text(visible(title), style="bold")

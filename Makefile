@@ -1,0 +1,39 @@
+# `make demo` and `make test` do everything on a fresh machine; see README.md.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+HSAE := $(BIN)/hsae
+
+.PHONY: install demo test check lock clean-cache
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# Harvest -> train -> inspect on the bundled model. Run again, it finds what is there.
+demo: install
+	$(HSAE) harvest configs/bundled.toml
+	$(HSAE) train configs/bundled.toml
+	$(HSAE) inspect --run bundled
+	$(HSAE) inspect --run bundled --latent pick
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# New exact versions, from the ranges in pyproject.toml. The lock names no platform: torch==X, without +cpu.
+lock:
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet torch==2.13.0
+	$(VENV)-lock/bin/pip install --quiet '.[dev,gguf]'
+	$(VENV)-lock/bin/pip freeze --exclude hsae | sed 's/+cpu$$//' > requirements.lock
+	rm -rf $(VENV)-lock

@@ -1,0 +1,111 @@
+"""The command line: what a user types, what comes back, and with which exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hsae.cli import main, run
+from hsae.errors import UserError
+from hsae.run import Run
+from hsae.store import Store
+
+TRAIN = ["train", "--latents", "48", "--batch-tokens", "128", "--held-out", "256", "--steps", "3"]
+
+
+def failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str) -> str:
+    """The one line of a command that fails."""
+    monkeypatch.setattr(sys, "argv", ["hsae", *args])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["trian"], "no verb 'trian'; there is harvest, inspect, train"),
+        (["train", "absent.toml"], "absent.toml: no such config file"),
+        (["train", "--latens", "3"], "no flag --latens; nearest: --latents"),
+        (["train", "--latents", "many"], "--latents: invalid literal for int()"),
+        (["train", "--latents", "0"], "latents must be 1 or above, not 0"),
+        (["train", "--latents"], "--latents"),
+        (["train", "--setups", "bp", "--encoder.temperature", "3"], "no setup has --encoder.temperature"),
+        (["train", "--setups", "bq"], "no setup named 'bq'; there is bp, bp-dec, bp-tied, hebb-tied"),
+        (["train", "--setups"], "--setups needs a name"),
+        (["train", "--encoder.rule", "adam"], "no rules entry named 'adam'; there is backprop, oja, softhebb"),
+        (["train", "--setup.oops.encoder.rule", "oja"], "setup oops is not trained"),
+        (["train", "--encoder.temperature", "-1"], "encoder: temperature must be above 0, not -1.0"),
+        (["train"], "no store in"),
+        (["inspect"], "no run in"),
+        (["inspect", "--run", "absent"], "no run 'absent' in"),
+        (["inspect", "--latent", "x"], "--latent"),
+        (["harvest", "--hooks"], "hooks must be one or more different names"),
+        (["harvest", "--context", "1"], "context must be at least 2"),
+        (["harvest", "--data", "absent.txt"], "absent.txt"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, args: list[str], line: str
+):
+    assert line in failed(capsys, monkeypatch, *args)
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from hsae.cli import run; run(['--help']); print({'torch', 'transformer_lens', 'tyro'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: hsae VERB")
+    assert done.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize("verb", ["harvest", "train", "inspect"])
+def test_each_verb_lists_its_flags(verb: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        run([verb, "--help"])
+    assert stop.value.code == 0
+    assert {"harvest": "--hooks", "train": "--setup.bp.encoder.lr", "inspect": "--latent"}[verb] in capsys.readouterr().out
+
+
+def test_flags_override_the_file_and_reach_every_setup(planted: Callable[..., Store], tmp_path: Path):
+    planted()
+    path = tmp_path / "my.toml"
+    path.write_text('[train]\nlatents = 99\nsetups = ["bp", "hebb-tied"]\n[train.setup.bp.encoder]\nclip = 0.5\n')
+    flags = ["--name", "x", "--encoder.lr", "1e-3", "--setup.hebb-tied.encoder.temperature", "7"]
+    assert run(["train", str(path), *TRAIN[1:], *flags]) == 0
+    setups = Run.open("x").setups
+    assert Run.open("x").result.latents == 48
+    assert setups["bp"].encoder.lr == setups["hebb-tied"].encoder.lr == 1e-3  # pyright: ignore
+    assert setups["bp"].encoder.clip == 0.5  # pyright: ignore
+    assert setups["hebb-tied"].encoder.temperature == 7  # pyright: ignore
+
+
+def test_another_rule_and_variant_by_flags(planted: Callable[..., Store]):
+    planted()
+    flags = ["--setups", "hebb-tied,bp", "--setup.hebb-tied.encoder.rule", "oja", "--sae.kind=topk", "--sae.k", "5"]
+    assert run([*TRAIN, "--name", "x", *flags, "--setup.hebb_tied.encoder.lr=0.5".replace("_", "-")]) == 0
+    setups = Run.open("x").setups
+    assert type(setups["hebb-tied"].encoder).__name__ == "Oja"
+    assert setups["hebb-tied"].encoder.lr == 0.5  # pyright: ignore
+    assert setups["bp"].sae.k == setups["hebb-tied"].sae.k == 5  # pyright: ignore
+    row = Run.open("x").row("bp")
+    assert row.l0 is not None
+    assert row.l0 <= 5
+
+
+def test_a_diverged_setup_is_exit_code_1(planted: Callable[..., Store]):
+    planted()
+    assert run([*TRAIN, "--setups", "bp", "--encoder.lr", "1e25", "--encoder.clip", "0"]) == 1
+
+
+def test_a_run_with_another_config_is_not_overwritten(planted: Callable[..., Store]):
+    planted()
+    assert run([*TRAIN, "--name", "x"]) == 0
+    with pytest.raises(UserError, match="holds a run with another config; give another --name"):
+        run([*TRAIN, "--name", "x", "--latents", "49"])
