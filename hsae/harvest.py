@@ -163,7 +163,7 @@ class _Job:
         return row
 
     def _harvest(self, writer: StoreWriter, rows: Rows, stream: Iterator[Row]) -> Path:
-        """The shards that are missing, then the manifest. `stream` gives the rows, one that was peeked at among them."""
+        """The shards that are missing, then the manifest. `stream` gives the rows, with any that was peeked at."""
         config, done = self.config, writer.sequences
         cursor = Cursor(**writer.resume) if writer.resume else Cursor()
         self._announce(done)

@@ -156,13 +156,13 @@ class Loop:
                 meter.add(block, forward.error, forward.code, learner.setup.sae.penalty(forward.code, block.shape[1]))
                 accumulate(statistics, learner.statistics(forward))
             learner.update(statistics)
-            self._last_fired[i][meter.fired > 0] = self.step * self.settings.batch_tokens
+            self._last_fired[i].masked_fill_(meter.fired > 0, self.step * self.settings.batch_tokens)
             # On a GPU reading a result waits for it, so there it is read only when it is logged.
             if logged or self.device.type == "cpu":
                 metrics = meter.result()
                 reason = self._trouble(i, metrics)
                 if reason:
-                    self.diverged[i] = f"at step {self.step}: {reason}"
+                    self.diverged[i] = f"{'at' if self.device.type == 'cpu' else 'by'} step {self.step}: {reason}"
                 elif logged:
                     head = {"step": self.step, "setup": learner.name, "seed": learner.seed}
                     records.append(head | dataclasses.asdict(metrics) | {"dead": self._dead(i)})

@@ -1,7 +1,8 @@
 """From model and text to a store: the right activations for the right tokens, whole after any interruption."""
 
 import io
-import json
+import multiprocessing
+import multiprocessing.process
 import os
 import random
 import re
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tiny_lm import make_model, make_text, save_model
+from tiny_lm import harvest_into, make_model, make_text, save_model
 
 from hsae.errors import UserError
 from hsae.exclude import keep_mask
@@ -46,7 +47,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(model: Path, stories: Path, cache: Path) -> dict[str, Any]:
-    """A small harvest: 20 contexts of 32 in shards of 8 (4 MiB would hold more: the shard size is set by the test)."""
+    """A small harvest: 20 contexts of 32 tokens."""
     return {
         "model": str(model),
         "data": (str(stories),),
@@ -331,53 +332,56 @@ def test_two_at_once(run: Harvest, monkeypatch: pytest.MonkeyPatch) -> None:
         run()
 
 
-KILLED = """
-import json, sys, torch
-torch.set_num_threads(1)
-from hsae.config import build
-from hsae.harvest import HarvestConfig, harvest
-from rich.console import Console
-HarvestConfig.shard_sequences = lambda *_: 8
-harvest(build(HarvestConfig, json.loads(sys.argv[1]), "test"), Console(stderr=True))
-"""
-
-
-def test_killed_at_any_instant(settings: dict[str, Any], stories: Path, tmp_path: Path) -> None:
+def test_killed_at_any_instant(tmp_path: Path) -> None:
     """SIGKILL at random instants, then the same command: every file equals an unbroken run's."""
-    stories_long = tmp_path / "long.txt"
-    stories_long.write_text("\n<|endoftext|>\n".join(make_text(1000)))
-    options = settings | {"data": (str(stories_long),), "hooks": (HOOK, UPPER), "tokens": 20_000, "dedupe": True}
+    text, model = tmp_path / "long.txt", tmp_path / "model"
+    text.write_text("\n<|endoftext|>\n".join(make_text(500)))
+    make_model(model, intermediate_size=512)  # a wide hook point makes many shards of 1 MiB
+    config = HarvestConfig(
+        model=str(model),
+        data=(str(text),),
+        hooks=("blocks.0.mlp.hook_post", "blocks.0.hook_resid_pre"),
+        context=64,
+        tokens=20_000,
+        shard_mib=1,
+        batch_sequences=4,
+        dedupe=True,
+        name="s",
+    )
+    # Processes forked from one that has imported everything start in no time, and are real ones to kill.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["transformer_lens.model_bridge", "hsae.harvest", "tiny_lm"])
 
-    def start(cache: str) -> subprocess.Popen[str]:
-        environment = os.environ | {"HSAE_CACHE": str(tmp_path / cache)}
-        return subprocess.Popen(
-            [sys.executable, "-c", KILLED, json.dumps(options)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(cache: str) -> multiprocessing.process.BaseProcess:
+        process = processes.Process(target=harvest_into, args=(str(tmp_path / cache), config))
+        process.start()
+        return process
 
-    def journal() -> Path:
-        return tmp_path / "killed" / "activations" / "s" / "journal.jsonl"
+    def finish(cache: str) -> dict[str, str]:
+        process = start(cache)
+        process.join(timeout=120)
+        assert process.exitcode == 0
+        return bytes_of(tmp_path / cache / "activations" / "s")
 
-    unbroken = start("unbroken")
-    _, said = unbroken.communicate(timeout=120)
-    assert unbroken.returncode == 0, said
-    clock = random.Random(5)
-    for _ in range(3):
-        before = len(journal().read_bytes().splitlines()) if journal().exists() else 0
-        process = start("killed")
+    def whole_shards() -> int:
+        journal = tmp_path / "killed" / "activations" / "s" / "journal.jsonl"
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+    unbroken = finish("unbroken")
+    assert len([name for name in unbroken if name.endswith(".safetensors")]) == 40
+    clock, kills = random.Random(5), 0
+    for _ in range(5):
+        before, process = whole_shards(), start("killed")
         # Wait until it writes, then for a moment that has nothing to do with what it is doing.
-        while process.poll() is None and (not journal().exists() or len(journal().read_bytes().splitlines()) <= before):
+        while process.is_alive() and whole_shards() <= before:
             time.sleep(0.001)
-        time.sleep(clock.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    last = start("killed")
-    _, said = last.communicate(timeout=120)
-    assert last.returncode == 0, said
-    assert bytes_of(tmp_path / "killed" / "activations" / "s") == bytes_of(tmp_path / "unbroken" / "activations" / "s")
+        time.sleep(clock.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    assert kills >= 3
+    assert 3 <= whole_shards() < 40
+    assert finish("killed") == unbroken
 
 
 # ---- real models

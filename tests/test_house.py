@@ -41,3 +41,19 @@ def test_the_check_above_sees_imports():
 def test_importing_hsae_costs_nothing():
     code = "import sys, hsae; print({'torch', 'numpy', 'rich', 'transformers'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_the_rule_in_contributing_works(tmp_path: Path):
+    text = (HOUSE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    use = """
+x = torch.eye(3)
+weights = Weights(torch.ones(2, 3))
+synapse = Synapse(x, x @ weights.W.T, x @ weights.W.T, weights, lambda: weights)
+change, _ = Hebb(lr=1.0, decay=0.5).displacement(Hebb().statistics(synapse), weights, {})
+print((change.W * 6).tolist())
+"""
+    (tmp_path / "hebb.py").write_text(code + use)
+    done = subprocess.run([sys.executable, tmp_path / "hebb.py"], capture_output=True, text=True, check=True)
+    # Mean of y x is 1/3 everywhere, less half of 1: -1/6.
+    assert [[round(v, 4) for v in row] for row in ast.literal_eval(done.stdout)] == [[-1.0] * 3] * 2

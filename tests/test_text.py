@@ -293,3 +293,21 @@ def test_no_such_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: tu
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=said):
         open_source(data)
+
+
+# ---- the hub, as far as it goes without one
+
+
+def test_streamed_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dataset library reads a folder as it reads the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table({"text": ["one", None, "three"], "ids": [[1], [2], []]}), tmp_path / "set" / "train.parquet")
+    name = str(tmp_path / "set")
+    assert list(text.HubDataset(name).documents()) == ["one", "", "three"]
+    assert list(text.HubDataset(name).documents(2)) == ["three"]
+    assert [d.tolist() for d in text.HubDataset(name, column="ids").documents() if not isinstance(d, str)] == [[1], [2], []]
+    with pytest.raises(UserError, match="no column 'story'; there is ids, text"):
+        list(text.HubDataset(name, column="story").documents())
+    with pytest.raises(UserError, match="cannot be loaded: Bad split: test"):
+        list(text.HubDataset(name, split="test").documents())

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hsae.harvestconfig import HarvestConfig
 
 STORY = "Once upon a time there was a little dog named Tom. He liked to run and play. "
 WORDS = ("sun", "dog", "cat", "tree", "big", "red", "happy", "ran", "sat", "saw", "and", "the", "a", "he", "she")
@@ -62,8 +66,20 @@ def save_model(folder: Path, **changes: int) -> None:
     model.save_pretrained(folder)
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, **changes: int) -> Path:
     """The small model with its tokeniser."""
-    save_model(folder)
+    save_model(folder, **changes)
     save_tokenizer(folder)
     return folder
+
+
+def harvest_into(cache: str, config: HarvestConfig) -> None:
+    """Harvest under a cache folder, silently: the work of a process of its own."""
+    import torch
+    from rich.console import Console
+
+    from hsae.harvest import harvest
+
+    torch.set_num_threads(1)
+    os.environ["HSAE_CACHE"] = cache
+    harvest(config, Console(quiet=True))

@@ -59,22 +59,24 @@ class Sampler:
                 part[: len(rows), :, :, :length] = part[rows, :, :, :length]
 
     def stories(self, temperature: float, min_p: float, generator: torch.Generator) -> list[list[int]]:
-        """The token ids of the stories of one batch that ended by themselves."""
+        """The token ids of the stories of one batch that ended by themselves, in the order of the batch's rows."""
         tokens = torch.full((self.batch, CONTEXT + 1), self.end)
         done = torch.zeros(self.batch, dtype=torch.bool)
-        finished: list[list[int]] = []
+        number = torch.arange(self.batch)
+        finished: dict[int, list[int]] = {}
         for position in range(CONTEXT):
             new = draw(self.step(tokens[:, position], position), temperature, min_p, generator)
             tokens[:, position + 1] = new
-            finished.extend(tokens[(new == self.end) & ~done, 1 : position + 1].tolist())
-            done |= new == self.end
+            ended = (new == self.end) & ~done
+            finished |= zip(number[ended].tolist(), tokens[ended, 1 : position + 1].tolist(), strict=True)
+            done |= ended
             if done.all():
                 break
             if done.float().mean() > 0.1:
                 rows = torch.nonzero(~done).flatten()
                 self._keep(rows, len(done), position + 1)
-                tokens, done = tokens[rows], done[rows]
-        return finished
+                tokens, done, number = tokens[rows], done[rows], number[rows]
+        return [finished[row] for row in sorted(finished)]
 
 
 @torch.inference_mode()
@@ -82,10 +84,10 @@ def sample(args: argparse.Namespace) -> None:
     net, tokenizer = load_folder(args.model)
     with tempfile.TemporaryDirectory() as folder:
         load_kernel(Path(folder))
-    sampler = Sampler(net, args.batch if not args.show else max(args.show, 8), end_id(tokenizer))
+    sampler = Sampler(net, args.show or args.batch, end_id(tokenizer))
     generator = torch.Generator().manual_seed(args.seed)
     if args.show:
-        for ids in sampler.stories(args.temperature, args.min_p, generator)[: args.show]:
+        for ids in sampler.stories(args.temperature, args.min_p, generator):
             print(tokenizer.decode(ids).strip(), end="\n\n")
         return
     kept: dict[str, int] = {}
@@ -115,7 +117,7 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=0, help="print this many stories instead of writing a file")
     parser.add_argument("--tokens", type=int, default=1_200_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=384)
+    parser.add_argument("--batch", type=int, default=768)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--min-p", type=float, default=0.05)
     parser.add_argument("--min-chars", type=int, default=100, help="shorter stories are dropped")

@@ -27,7 +27,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Ink:
-    """How strength is shown: orange blended with the terminal's background, or «marks» where there is no colour."""
+    """How strength is shown: orange blended with the terminal's background, or «marks» below 256 colours."""
 
     colour: bool
     light: bool = False
@@ -36,7 +36,7 @@ class Ink:
     def of(cls, console: Console) -> Ink:
         """The ink of a console. `COLORFGBG` tells a light background; without it, dark is taken."""
         light = os.environ.get("COLORFGBG", "").rpartition(";")[2] in ("7", "15")
-        return cls(console.color_system is not None and not console.no_color, light)
+        return cls(console.color_system in ("256", "truecolor") and not console.no_color, light)
 
     def style(self, strength: float) -> Style:
         """Background for a token; `strength` 0 … 1 is the orange's opacity."""

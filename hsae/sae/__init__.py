@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from einops import pack, unpack
 from jaxtyping import Float
 from torch import Tensor
 
@@ -73,9 +74,9 @@ class SAE:
 
     def encode(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch latent"]:
         """The code of activations."""
-        rows = x.reshape(-1, self.width)
+        rows, batch = pack([x], "* width")
         code = self.variant.activate(torch.addmm(self.b_enc, rows * self.scale, self.W_enc.T))
-        return code.reshape(*x.shape[:-1], self.latents)
+        return unpack(code, batch, "* latent")[0]
 
     def decode(self, code: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch width"]:
         """The reconstruction of a code, at the store's scale."""
