@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from hsae.errors import UserError, choices
@@ -134,6 +134,7 @@ def _flags(kind: type[T], default: T, args: list[str], verb: str) -> T:
     """Override a config's fields by `--key value`."""
     import tyro
 
+    args = _switches(args, default)
     printed = io.StringIO()
     try:
         # tyro explains a mistake in a box on stderr; here a mistake is one line, so the box is read and condensed.
@@ -144,7 +145,7 @@ def _flags(kind: type[T], default: T, args: list[str], verb: str) -> T:
                 args=args,
                 prog=f"hsae {verb} [CONFIG.toml]",
                 return_unknown_args=True,
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+                config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -169,20 +170,32 @@ def _condensed(box: str) -> str:
     return re.sub(r"^Error parsing (?:[A-Z]\w*: )?", "", " ".join(lines)) or "the flags cannot be read"
 
 
-def _flag_names(value: Any, prefix: str = "--") -> list[str]:
-    """All flags that a config's fields make."""
-    names = []
-    items = (
-        value.items()
-        if isinstance(value, Mapping)
-        else ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-    )
+def _switches(args: list[str], default: Any) -> list[str]:
+    """`--json true` as `--json`, and `--json false` as `--no-json`, which is how tyro spells them."""
+    off = {flag: no for flag, no in _flag_pairs(default) if no}
+    spelt: list[str] = []
+    for arg in args:
+        if spelt and spelt[-1] in off and arg.lower() in ("true", "false"):
+            spelt[-1] = spelt[-1] if arg.lower() == "true" else off[spelt[-1]]
+        else:
+            spelt.append(arg)
+    return spelt
+
+
+def _flag_pairs(value: Any, prefix: str = "--") -> Iterator[tuple[str, str | None]]:
+    """Every flag that a config's fields make, and for a switch the one that turns it off."""
+    is_table = isinstance(value, Mapping)
+    items = value.items() if is_table else ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
     for name, inner in items:
-        flag = prefix + name.replace("_", "-")
-        names += (
-            _flag_names(inner, f"{flag}.") if dataclasses.is_dataclass(inner) or isinstance(inner, Mapping) else [flag]
-        )
-    return names
+        flag = name.replace("_", "-")
+        if dataclasses.is_dataclass(inner) or isinstance(inner, Mapping):
+            yield from _flag_pairs(inner, f"{prefix}{flag}.")
+        else:
+            yield f"{prefix}{flag}", f"{prefix}no-{flag}" if isinstance(inner, bool) else None
+
+
+def _flag_names(value: Any) -> list[str]:
+    return [flag for pair in _flag_pairs(value) for flag in pair if flag]
 
 
 # The flags that decide which other flags there are: which setups, and their rules and variants.
@@ -232,7 +245,7 @@ def _for_each_setup(args: list[str], setups: Mapping[str, Any]) -> list[str]:
     spelt, i = [], 0
     while i < len(args):
         head = args[i].removeprefix("--").split(".")[0].replace("-", "_")
-        if args[i].startswith("--") and head in ("encoder", "decoder", "sae", "tied", "init", "init_std"):
+        if args[i].startswith("--") and head in ("encoder", "decoder", "sae", "tied", "no_tied", "init", "init_std"):
             flag = args[i].removeprefix("--")
             having = [name for name, setup in setups.items() if f"--{flag}" in _flag_names(setup)]
             if not having:

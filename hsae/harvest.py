@@ -83,7 +83,7 @@ def _finished(folder: Path, config: HarvestConfig, source: Source) -> Manifest |
     # A commit on the hub can only be had with a network; a finished store must be found without one.
     if "files" in manifest.text and manifest.text["files"] != source.record().get("files"):
         differ.append("the content of the data")
-    if manifest.model["files"] != files_fingerprint(config.model):
+    if manifest.model.get("files") != files_fingerprint(config.model):
         differ.append("the files of the model")
     if differ:
         raise UserError(f"{folder}: holds a store made with other settings ({', '.join(differ)}); give another --name")

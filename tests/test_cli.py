@@ -70,7 +70,9 @@ def test_each_verb_lists_its_flags(verb: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as stop:
         run([verb, "--help"])
     assert stop.value.code == 0
-    assert {"harvest": "--hooks", "train": "--setup.bp.encoder.lr", "inspect": "--latent"}[verb] in capsys.readouterr().out
+    assert {"harvest": "--hooks", "train": "--setup.bp.encoder.lr", "inspect": "--latent"}[
+        verb
+    ] in capsys.readouterr().out
 
 
 def test_flags_override_the_file_and_reach_every_setup(planted: Callable[..., Store], tmp_path: Path):
@@ -97,6 +99,21 @@ def test_another_rule_and_variant_by_flags(planted: Callable[..., Store]):
     row = Run.open("x").row("bp")
     assert row.l0 is not None
     assert row.l0 <= 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "signed", "adaptive"),
+    [
+        (["--encoder.no-signed"], False, True),
+        (["--encoder.signed", "false", "--encoder.adaptive", "true"], False, True),
+        (["--setup.hebb-tied.encoder.signed=True", "--setup.hebb-tied.encoder.no-adaptive"], True, False),
+    ],
+)
+def test_switches_in_every_spelling(planted: Callable[..., Store], flags: list[str], signed: bool, adaptive: bool):
+    planted()
+    assert run([*TRAIN, "--name", "x", "--setup", "hebb-tied", *flags]) == 0
+    encoder = Run.open("x").setups["hebb-tied"].encoder
+    assert (encoder.signed, encoder.adaptive) == (signed, adaptive)  # pyright: ignore
 
 
 def test_a_diverged_setup_is_exit_code_1(planted: Callable[..., Store]):

@@ -19,6 +19,7 @@ from tokenizers.models import BPE, WordLevel
 
 from hsae.errors import UserError
 from hsae.inspect import InspectConfig, inspect
+from hsae.inspect.figures import figure, fraction, percent, scientific, thousands
 from hsae.inspect.terminal import ORANGE, Ink, keyword_line, run_table
 from hsae.inspect.tokens import Pieces, visible
 from hsae.inspect.view import finite
@@ -172,7 +173,7 @@ class TestOverview:
     def test_a_setup_that_diverged_still_has_its_table(self) -> None:
         text = shown(setup="hebb-tied")
         assert "hebb-tied, seed 0, diverged" in text
-        assert "Most active" not in text
+        assert text.endswith("hebb-tied, seed 0, diverged: it has no latents to show\n")
 
 
 class TestLatent:
@@ -377,6 +378,12 @@ class TestKeywordLine:
     def test_an_empty_peak_marks_the_character_it_is_part_of(self) -> None:
         assert self.line(["ab", "", "é", "x"], 1, 4, 6) == " ab«é»x"
 
+    def test_every_token_has_its_own_strength(self) -> None:
+        ink = Ink(colour=True)
+        line = keyword_line(["ab", "cd", "ef", "gh", "ij"], [0.2, 0.0, 1.0, 0.0, 0.6], 2, 8, 8, ink)
+        styled = {line.plain[span.start : span.end]: span.style for span in line.spans if span.style != ink.style(0.0)}
+        assert styled == {"ab": ink.style(0.2), "ef": ink.style(1.0), "ij": ink.style(0.6)}
+
     def test_opacity_follows_strength(self) -> None:
         ink = Ink(colour=True)
         full, half, none = ink.style(1.0), ink.style(0.5), ink.style(0.0)
@@ -390,6 +397,33 @@ class TestKeywordLine:
         assert light is not None
         assert light.triplet is not None
         assert min(light.triplet) > 200
+
+
+@pytest.mark.parametrize(
+    ("shown", "wanted"),
+    [
+        (scientific(4.02e-5), "4.0e-5"),
+        (scientific(690.0), "6.9e2"),
+        (scientific(None), "–"),
+        (fraction(0.9294), ".929"),
+        (fraction(-0.52), "-.520"),
+        (fraction(-13.24), "-13.2"),
+        (fraction(0.9999), "1"),
+        (thousands(8_846.4), "8,846"),
+        (thousands(123_456.0), "123k"),
+        (percent(0.97249), "97.2%"),
+        (percent(0.0969), "9.69%"),
+        (percent(0.00012), "0.012%"),
+        (percent(3e-6), "<.001%"),
+        (percent(0.0), "0%"),
+        (percent(1.0), "100%"),
+        (figure(0.15), "0.150"),
+        (figure(123.4), "123"),
+        (figure(2.5e-5), "2.5e-5"),
+    ],
+)
+def test_figures(shown: str, wanted: str) -> None:
+    assert shown == wanted
 
 
 def test_run_table_fits_eighty_columns(run: Run) -> None:

@@ -302,11 +302,17 @@ def test_streamed_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """The dataset library reads a folder as it reads the hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "set").mkdir()
-    pq.write_table(pa.table({"text": ["one", None, "three"], "ids": [[1], [2], []]}), tmp_path / "set" / "train.parquet")
+    pq.write_table(
+        pa.table({"text": ["one", None, "three"], "ids": [[1], [2], []]}), tmp_path / "set" / "train.parquet"
+    )
     name = str(tmp_path / "set")
     assert list(text.HubDataset(name).documents()) == ["one", "", "three"]
     assert list(text.HubDataset(name).documents(2)) == ["three"]
-    assert [d.tolist() for d in text.HubDataset(name, column="ids").documents() if not isinstance(d, str)] == [[1], [2], []]
+    assert [d.tolist() for d in text.HubDataset(name, column="ids").documents() if not isinstance(d, str)] == [
+        [1],
+        [2],
+        [],
+    ]
     with pytest.raises(UserError, match="no column 'story'; there is ids, text"):
         list(text.HubDataset(name, column="story").documents())
     with pytest.raises(UserError, match="cannot be loaded: Bad split: test"):

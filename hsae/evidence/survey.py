@@ -21,7 +21,9 @@ from hsae.store import Store
 
 CONTEXTS = 16
 """strongest contexts that a survey keeps for each latent"""
-BEFORE, AFTER = 8, 4
+DENSE = 0.1
+"""firing rate above which a latent is dense"""
+BEFORE, AFTER = 12, 6
 """tokens that a survey keeps on either side of a peak"""
 ROWS = 1024
 """rows encoded at a time: their code at 3,200 latents is 13 MB"""
@@ -87,8 +89,13 @@ class Survey:
         return order[: min(count, int((self.firings > 0).sum()))].tolist()
 
     def most_selective(self, count: int) -> list[int]:
-        """The latents with the highest selectivity, highest first; among equals those that fire more."""
+        """The latents with the highest selectivity, highest first; among equals those that fire more.
+
+        Dense latents, which fire on more than `DENSE` of the positions, are left out: whatever their peaks are on, the
+        rest of what they say is not about one token.
+        """
         by_firings = self.firings.argsort(descending=True, stable=True)
+        by_firings = by_firings[self.rate[by_firings] <= DENSE]
         selectivity = self.selectivity[by_firings]
         order = selectivity.argsort(descending=True, stable=True)[: int((selectivity > 0).sum())]
         return by_firings[order][:count].tolist()
@@ -193,7 +200,8 @@ def _windows(
 
 def cached_survey(path: Path, sae: SAE, store: Store, hook: str, advance: Advance = ignore) -> Survey:
     """The survey in the file `path` if it is of this SAE, store and hook point; else a new one, saved there."""
-    facts = {"format": "hsae-survey-1", "sae": fingerprint(sae), "store": store.manifest.fingerprint, "hook": hook}
+    form = f"hsae-survey-1: {CONTEXTS} contexts, {BEFORE} + 1 + {AFTER} tokens"
+    facts = {"format": form, "sae": fingerprint(sae), "store": store.manifest.fingerprint, "hook": hook}
     names = [field.name for field in fields(Survey)]
     try:
         with safe_open(path, framework="pt") as file:

@@ -14,6 +14,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from hsae.inspect.figures import NONE, figure, fraction, percent, scientific, thousands
 from hsae.inspect.tokens import visible
 from hsae.inspect.view import Glance, Head, LatentView, Overview, TextToken
 from hsae.run import Row, Run
@@ -22,7 +23,6 @@ ORANGE = (255, 140, 0)
 BLOCKS = " ▁▂▃▄▅▆▇█"
 HEIGHT = 4
 """lines of the histogram"""
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,19 @@ def _overview(shown: Overview, ink: Ink, width: int, command: str) -> Iterator[R
     yield from _headline(head, f"run {head.run}")
     yield _run_table(shown.table, shown.held_out, shown.dead_window)
     if not shown.most_active:
-        yield Text(f"\nNo latent of {head.setup}, seed {head.seed}, fires on this store.")
+        diverged = any(row.diverged for row in shown.table if (row.setup, row.seed) == (head.setup, head.seed))
+        reason = "diverged: it has no latents to show" if diverged else "has no latent that fires on this store"
+        yield Text(visible(f"{head.setup}, seed {head.seed}, {reason}"))
         return
     yield Text.assemble("\n", (f"Latents of {visible(head.setup)}, seed {head.seed}", "bold"), _others(head))
     yield Text("Most active", style="bold")
     yield _glances(shown.most_active, ink, width)
     if shown.most_selective:
-        yield Text("Most selective", style="bold")
+        yield Text("\nMost selective", style="bold")
         yield _glances(shown.most_selective, ink, width)
+    yield Text("same: how many of the 16 strongest contexts peak on one token", style="dim")
     yield _dead(shown)
     latent = (shown.most_selective or shown.most_active)[0].latent
-    yield Text("same: how many of the 16 strongest contexts peak on one token", style="dim")
     yield Text(f"next: {visible(command)} --latent {latent}", style="dim")
 
 
@@ -124,14 +126,14 @@ def _run_table(rows: Sequence[Row], held_out: int, dead_window: int) -> Group:
         table.add_row(
             Text(visible(row.setup)),
             str(row.seed),
-            _scientific(row.mse),
-            _fraction(row.evr),
-            _fraction(row.evr_pooled),
-            _scientific(row.l1),
+            scientific(row.mse),
+            fraction(row.evr),
+            fraction(row.evr_pooled),
+            scientific(row.l1),
             NONE if row.l0 is None else f"{row.l0:.1f}",
             NONE if row.dictionary is None else f"{row.dictionary:,}",
             NONE if row.dead is None else f"{row.dead:,}",
-            NONE if row.tokens_per_second is None else _thousands(row.tokens_per_second),
+            thousands(row.tokens_per_second),
         )
     diverged = [
         Text(visible(f"{row.setup}, seed {row.seed}, diverged {row.diverged}"), style="red")
@@ -145,44 +147,16 @@ def _run_table(rows: Sequence[Row], held_out: int, dead_window: int) -> Group:
     return Group(table, *diverged, Text(caption, style="dim"))
 
 
-def _scientific(value: float | None) -> str:
-    """2.6e-3, without the exponent's leading zero."""
-    if value is None:
-        return NONE
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def _fraction(value: float | None) -> str:
-    """.929, or -13.2 when it is no fraction at all."""
-    if value is None:
-        return NONE
-    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:.3g}"
-
-
-def _thousands(value: float) -> str:
-    return f"{value:,.0f}" if value < 10_000 else f"{value / 1000:,.0f}k"
-
-
-def _percent(share: float) -> str:
-    percent = 100 * share
-    digits = 0 if percent >= 99.95 else 1 if percent >= 10 else 2 if percent >= 0.1 else 3
-    return f"{percent:.{digits}f}%" if percent >= 0.001 or not percent else "<.001%"
-
-
-def _figure(value: float) -> str:
-    """Three figures, so that a column of them lines up."""
-    return f"{value:#.3g}".rstrip(".") if value == 0 or 1e-3 <= abs(value) < 1e6 else _scientific(value)
-
-
 def _glances(glances: Sequence[Glance], ink: Ink, width: int) -> Table:
     table = _table(("latent", True), ("fires", True), ("max", True), ("same", True), ("strongest contexts", False))
-    room = max(width - 30, 20)
+    for column, least in zip(table.columns, (6, 6, 7, 4), strict=False):
+        column.min_width = least  # so that the two lists stand in the same columns
+    room = max(width - 32, 20)
     for glance in glances:
         table.add_row(
             str(glance.latent),
-            _percent(glance.rate),
-            _figure(glance.maximum),
+            percent(glance.rate),
+            figure(glance.maximum),
             f"{16 * glance.selectivity:.0f}" if glance.selectivity else NONE,
             _snippets(glance, ink, room),
         )
@@ -217,18 +191,18 @@ def _latent(shown: LatentView, ink: Ink, width: int, command: str) -> Iterator[R
         yield Text(f"\nIt never fires on this store. For latents that do: {visible(command)}")
         return
     yield Text(
-        f"\nfires on {_percent(shown.rate)} of tokens ({shown.firings:,}) · "
-        f"mean {_figure(shown.mean)} where it fires · maximum {_figure(shown.maximum)}"
+        f"\nfires on {percent(shown.rate)} of tokens ({shown.firings:,}) · "
+        f"mean {figure(shown.mean)} where it fires · maximum {figure(shown.maximum)}"
     )
     yield Text.assemble(
-        "\n", ("Activation where it fires", "bold"), (f"  (tokens in bins of {shown.bin_width:g})", "dim")
+        "\n", ("Activation where it fires", "bold"), (f"  (tokens in bins of {figure(shown.bin_width)})", "dim")
     )
     yield from _histogram(shown, width)
     yield Text("\nTop contexts, each from another sequence", style="bold")
     before = (width - 8) * 11 // 20
     for context in shown.contexts:
         strengths = [value / shown.maximum for value in context.activations]
-        line = Text(f"{_figure(context.activation):>6}  ", no_wrap=True)
+        line = Text(f"{figure(context.activation):>6}  ", no_wrap=True)
         line.append_text(keyword_line(context.text, strengths, context.peak, before, width - 8 - before, ink))
         yield line
     yield Text("\nTokens it fires on most", style="bold")
@@ -299,7 +273,7 @@ def _histogram(shown: LatentView, width: int) -> Iterator[Text]:
         bars = "".join(BLOCKS[min(max(n - 8 * line, 0), 8)] * column for n in eighths)
         side = f"{highest:,}" if line == HEIGHT - 1 else "0" if line == 0 else ""
         yield Text.assemble((f"{side:>{label}} ", "dim"), (bars, "dark_orange"), no_wrap=True)
-    right = f"{shown.bin_width * len(shown.histogram):g}"
+    right = figure(shown.bin_width * len(shown.histogram))
     yield Text(f"{'':{label}} 0{right:>{max(column * len(eighths) - 1, len(right) + 1)}}", style="dim", no_wrap=True)
 
 
@@ -313,7 +287,7 @@ def _tokens(tokens: Sequence[TextToken]) -> Table:
             Text(visible(use.text[:100]).replace(" ", "␣")),
             str(use.token),
             f"{use.firings:,}",
-            _percent(use.firings / use.occurrences),
-            _percent(use.mass),
+            percent(use.firings / use.occurrences),
+            percent(use.mass),
         )
     return table

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from hsae.errors import UserError
@@ -118,7 +118,8 @@ class StoreWriter:
             tensors[hook], tensors[keep_key(hook)] = stored, keep[hook].to("cpu").contiguous()
             moments[hook] = _moments(stored, tensors[keep_key(hook)])
         with replacing(self.folder / name) as aside:
-            save_file(tensors, aside)
+            # Not save_file: it writes through a temporary file of its own, which a kill leaves behind.
+            aside.write_bytes(save(tensors))
             record = {
                 "file": name,
                 "sequences": tokens.shape[0],

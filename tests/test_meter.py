@@ -1,0 +1,51 @@
+"""Numbers as people read them, and progress where there is no terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from hsae import meter
+from hsae.meter import Meter, duration, short, size
+
+
+def test_numbers() -> None:
+    assert [short(n) for n in (0.0, 7.0, 950.0, 12_345.0, 345_678.0, 2.5e6)] == [
+        "0",
+        "7",
+        "950",
+        "12.3k",
+        "346k",
+        "2.5M",
+    ]
+    assert [size(n) for n in (0, 1023, 1024, 3 << 19, 5 << 40)] == [
+        "0 bytes",
+        "1023 bytes",
+        "1.0 KiB",
+        "1.5 MiB",
+        "5.0 TiB",
+    ]
+    assert [duration(s) for s in (0.2, 89.0, 600.0, 7300.0, 3 * 86400.0)] == [
+        "1 s",
+        "89 s",
+        "10 min",
+        "2 h 2 min",
+        "3 days",
+    ]
+
+
+def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(meter.time, "monotonic", lambda: now[0])
+    file = io.StringIO()
+    with Meter(Console(file=file), "harvest", total=1000, done=400) as progress:
+        for _ in range(6):
+            now[0] += 10
+            progress.advance(100)
+    # One line every 15 seconds; what an earlier run did does not count for the rate.
+    assert file.getvalue().splitlines() == [
+        "harvest: 600 of 1,000 tokens, 10 tokens/s, 40 s left",
+        "harvest: 800 of 1,000 tokens, 10 tokens/s, 20 s left",
+        "harvest: 1,000 of 1,000 tokens, 10 tokens/s, 1 s left",
+    ]
+    assert progress.rate == 10
