@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from hsae.sae import SAE
+from hsae.sae import SAE, Variant
 from hsae.sae.relu import ReLU
 from hsae.sae.topk import TopK
 
@@ -33,6 +34,13 @@ def test_folding_the_scale_keeps_the_function():
         torch.testing.assert_close(sae.folded()(x), sae(x))
         torch.testing.assert_close(sae.folded().encode(x) * 0.25, sae.encode(x))
         assert sae.folded().scale == 1
+
+
+@pytest.mark.parametrize("variant", [ReLU(), TopK(k=1)])
+def test_some_latents_are_those_of_the_whole_code(variant: Variant):
+    sae = SAE(W, B, W, B_DEC, variant, scale=2.0)
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sae.encode_latents(x, [2, 0]), sae.encode(x)[:, [2, 0]])
 
 
 def test_a_tied_sae_stays_tied_on_another_device():

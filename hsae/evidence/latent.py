@@ -98,7 +98,7 @@ def examine(
     top: list[Context] = []
     for chunk in store.chunks(hook, max(1, ROWS // store.manifest.context)):
         parts = chunk.activations[chunk.keep].split(ROWS)
-        kept = torch.cat([sae.encode(part)[:, latent] for part in parts])
+        kept = torch.cat([sae.encode_latents(part, [latent])[:, 0] for part in parts])
         token, active = chunk.tokens[chunk.keep], kept > 0
         rows += len(kept)
         histogram.add(kept[active])

@@ -6,6 +6,7 @@ code = act(W_enc x + b_enc), reconstruction = code W_dec + b_dec.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,6 +24,8 @@ class Variant(Registered, ABC):
 
     package: ClassVar[str] = "hsae.sae"
     selector: ClassVar[str] = "kind"
+    pointwise: ClassVar[bool] = False
+    """a latent's code depends on no other latent's drive"""
 
     @abstractmethod
     def activate(self, u: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
@@ -77,6 +80,13 @@ class SAE:
         rows, batch = pack([x], "* width")
         code = self.variant.activate(torch.addmm(self.b_enc, rows * self.scale, self.W_enc.T))
         return unpack(code, batch, "* latent")[0]
+
+    def encode_latents(self, x: Float[Tensor, "token width"], latents: Sequence[int]) -> Float[Tensor, "token some"]:
+        """The code of activations for some latents only; at their cost alone, where the variant is pointwise."""
+        some = list(latents)
+        if not self.variant.pointwise:
+            return self.encode(x)[:, some]
+        return self.variant.activate(torch.addmm(self.b_enc[some], x * self.scale, self.W_enc[some].T))
 
     def decode(self, code: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch width"]:
         """The reconstruction of a code, at the store's scale."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,8 @@ from hsae.sae import Variant
 @dataclass(frozen=True)
 class ReLU(Variant):
     """ReLU code with an L1 penalty."""
+
+    pointwise: ClassVar[bool] = True
 
     l1: float = 1e-2
     """weight of the L1 penalty, on Σ|code| / width"""
