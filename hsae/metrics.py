@@ -21,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Metrics:
-    """Results over some tokens. `loss` is MSE plus the variant's penalty; `evr_std` and `evr_median` are over tokens."""
+    """Results over some tokens. `loss`: MSE plus the variant's penalty; `evr_std` and `evr_median`: over tokens."""
 
     tokens: int
     loss: float

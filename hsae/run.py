@@ -14,7 +14,7 @@ from typing import Any
 
 import tomli_w
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from hsae import config
@@ -175,7 +175,7 @@ class RunWriter:
     def checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Save everything that going on needs."""
         with replacing(self.folder / CHECKPOINT) as aside:
-            save_file(_contiguous(tensors), aside, metadata={"state": json.dumps(dict(state))})
+            aside.write_bytes(save(_contiguous(tensors), metadata={"state": json.dumps(dict(state))}))
 
     def restore(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last checkpoint's tensors and state, and the metrics file cut back to its step; None before the first."""
@@ -220,11 +220,12 @@ class RunWriter:
                 parts["W_dec"] = sae.W_dec
             tensors |= {f"{setup}/{seed}/{key}": value for key, value in parts.items()}
         with replacing(self.folder / WEIGHTS) as aside:
-            save_file(_contiguous(tensors), aside, metadata={"format": "hsae-sae", "version": str(VERSION)})
+            aside.write_bytes(save(_contiguous(tensors), metadata={"format": "hsae-sae", "version": str(VERSION)}))
         with replacing(self.folder / RESULT) as aside:
             aside.write_text(json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return Run(self.folder)
 
 
+# Written as bytes: safetensors' own save_file goes through a temporary file that a kill would leave behind.
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}

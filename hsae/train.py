@@ -262,7 +262,7 @@ def _device(name: str) -> torch.device:
 
 
 def _warn_of_scale(settings: TrainConfig, record: HookRecord, scale: float, progress: Progress) -> None:
-    """The defaults are the paper's, made for a variance per dimension of 5.6e-4: say so when the data are far from it."""
+    """The defaults are the paper's, for a variance per dimension of 5.6e-4: say so when the data are far from it."""
     variance = record.variance * scale**2
     if not 1 / 4 < variance / 5.6e-4 < 4 and settings.normalise.mode == "none":
         progress.say(

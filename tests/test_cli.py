@@ -59,7 +59,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from hsae.cli import run; run(['--help']); print({'torch', 'transformer_lens', 'tyro'} & {*sys.modules})"
+    heavy = "{'torch', 'transformer_lens', 'tyro'}"
+    code = f"import sys; from hsae.cli import run; run(['--help']); print({heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: hsae VERB")
     assert done.stdout.endswith("set()\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def test_every_shipped_config_reads(path: Path):
 
 
 def test_a_config_survives_its_own_table():
-    given_table = {"setups": ["bp", "hebb-tied"], "seeds": [1, 2], "setup": {"hebb-tied": {"encoder": {"temperature": 9}}}}
-    settings = TrainConfig.from_table(given_table, "test")
+    hot = {"hebb-tied": {"encoder": {"temperature": 9}}}
+    settings = TrainConfig.from_table({"setups": ["bp", "hebb-tied"], "seeds": [1, 2], "setup": hot}, "test")
     assert settings.setup["hebb-tied"].encoder == SoftHebb(temperature=9.0)
     assert TrainConfig.from_table(config.table(settings), "test") == settings
 
@@ -57,9 +58,9 @@ def test_a_table_can_name_another_rule():
         ({"setups": ["bq"]}, "my.toml: no setup named 'bq'; there is bp, bp-dec, bp-tied, hebb-tied"),
         ({"setups": ["Bad/../name"]}, "my.toml: setup name 'Bad/../name': use small letters, digits and hyphens"),
         ({"setup": {"mine": {}}}, "my.toml: setup.mine is set but not trained: add it to setups"),
-        ({"normalise": {"mode": "varianc"}}, "normalise.mode must be one of 'none', 'factor', 'variance', not 'varianc'"),
+        ({"normalise": {"mode": "x"}}, "normalise.mode must be one of 'none', 'factor', 'variance', not 'x'"),
         ({"normalise": 3}, "my.toml: normalise must be a table, not 3"),
-        ({"setup": {"bp": {"encoder": {"rule": "ojja"}}}}, "setup.bp.encoder.rule: no rules entry named 'ojja'; there is"),
+        ({"setup": {"bp": {"encoder": {"rule": "ojja"}}}}, "setup.bp.encoder.rule: no rules entry named 'ojja'"),
         ({"setup": {"bp": {"encoder": {"lr": 0}}}}, "my.toml: setup.bp.encoder.lr must be above 0, not 0.0"),
         ({"setup": {"bp": {"encoder": {"temperature": 1}}}}, "my.toml: unknown key 'setup.bp.encoder.temperature'"),
         ({"setup": {"bp": {"tied": True}}}, "my.toml: setup.bp.decoder must be unset"),
@@ -110,7 +111,6 @@ KEYS = st.sampled_from(["latents", "setups", "setup", "seeds", "normalise", "ste
 @settings(max_examples=300, deadline=None)
 @given(table=st.dictionaries(KEYS, JSON, max_size=4))
 def test_any_table_is_a_config_or_one_line(table: dict[str, Any]):
-    try:
-        TrainConfig.from_table(table, "my.toml")
-    except UserError as error:
-        assert "\n" not in str(error).replace(repr("\n"), "")
+    # Anything but a config or a UserError fails the test by itself.
+    with contextlib.suppress(UserError):
+        assert TrainConfig.from_table(table, "my.toml").latents >= 1

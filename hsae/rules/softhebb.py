@@ -106,7 +106,7 @@ class SoftHebb(Rule):
 
 
 def competition(u: Float[Tensor, "token latent"], temperature: float, signed: bool) -> Float[Tensor, "token latent"]:
-    """The post-synaptic signal: softmax(temperature·u) over latents, and with `signed` all but each token's winner negated.
+    """The post-synaptic signal: softmax(temperature·u) over latents; with `signed` all but the winner negated.
 
     Ties go to the first latent.
     """

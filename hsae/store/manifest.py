@@ -57,7 +57,7 @@ class HookRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole record of a store. `model`, `tokenizer`, `text` and `harvest` are plain tables, kept for the reader's eye."""
+    """The whole record of a store. `model`, `tokenizer`, `text`, `harvest` are plain tables, for the reader's eye."""
 
     format: str
     version: int
@@ -99,7 +99,7 @@ class Manifest:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             if (folder / "plan.json").exists():
-                raise UserError(f"{folder}: an unfinished store; give its `hsae harvest` command again to finish it") from None
+                raise UserError(f"{folder}: an unfinished store; give its `hsae harvest` command again") from None
             raise UserError(f"{folder}: not an activation store (it has no {NAME})") from None
         except (ValueError, OSError) as error:
             raise UserError(f"{path}: damaged or unreadable ({error}); harvest the store again") from None

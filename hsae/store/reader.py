@@ -123,8 +123,8 @@ class Store:
 class RowStream:
     """Training rows of one hook point in a shuffled order that is a pure function of the seed.
 
-    Each epoch visits the shards in a new order, a pool of a few at a time, and shuffles all rows of a pool. The order can be
-    entered at any row, so a training run needs to remember only how many rows it has seen. Memory: two pools.
+    Each epoch visits the shards in a new order, a pool of a few at a time, and shuffles all rows of a pool. The order
+    can be entered at any row, so a training run needs to remember only how many rows it has seen. Memory: two pools.
     """
 
     def __init__(self, store: Store, hook: str, seed: int, held_out: int, pool_bytes: int) -> None:
@@ -134,7 +134,7 @@ class RowStream:
         counts = [count for _, count in self._take]
         self.rows_per_epoch = sum(counts)
         if self.rows_per_epoch == 0:
-            raise UserError(f"store {store.name}: no rows left to train on beside {held_out} held-out sequences; harvest more")
+            raise UserError(f"store {store.name}: no rows beside the {held_out} held-out sequences; harvest more")
         self._pool_rows = max(pool_bytes // (4 * self.width), max(counts))
         self._loaded: tuple[tuple[int, ...], Tensor] | None = None
 

@@ -1,7 +1,8 @@
 """Writing a store, shard by shard, so that a kill at any instant costs at most one shard.
 
-While a store is being made its folder holds `plan.json` (what is being made) and `journal.jsonl` (one line for each whole
-shard, with its moments and the place in the text where the next one starts). `manifest.json` comes last, in one rename.
+While a store is being made its folder holds `plan.json` (what is being made) and `journal.jsonl` (one line for each
+whole shard, with its moments and the place in the text where the next one starts). `manifest.json` comes last, in one
+rename.
 """
 
 from __future__ import annotations
@@ -153,7 +154,9 @@ class StoreWriter:
         """
         hooks = {hook: _total(hook, self.records) for hook in self.records[0]["moments"]}
         shards = tuple(
-            ShardRecord(r["file"], r["sequences"], r["bytes"], r["sha256"], {h: m["count"] for h, m in r["moments"].items()})
+            ShardRecord(
+                r["file"], r["sequences"], r["bytes"], r["sha256"], {h: m["count"] for h, m in r["moments"].items()}
+            )
             for r in self.records
         )
         manifest = Manifest(
@@ -173,7 +176,9 @@ class StoreWriter:
         return manifest
 
 
-def _moments(values: Float[Tensor, "sequence position width"], keep: Bool[Tensor, "sequence position"]) -> dict[str, Any]:
+def _moments(
+    values: Float[Tensor, "sequence position width"], keep: Bool[Tensor, "sequence position"]
+) -> dict[str, Any]:
     """Count, Σx and Σx² over the positions that count, in float64, sequence by sequence to bound memory."""
     total = torch.zeros(values.shape[-1], dtype=torch.float64)
     square = torch.zeros_like(total)
