@@ -84,7 +84,7 @@ def _harvest(args: list[str]) -> int:
 
 def _train(args: list[str]) -> int:
     from hsae.inspect.terminal import run_table
-    from hsae.progress import Progress
+    from hsae.progress import Training
     from hsae.train import train
     from hsae.trainconfig import TrainConfig
 
@@ -93,11 +93,7 @@ def _train(args: list[str]) -> int:
     base = TrainConfig.from_table(table, where)
     settings = _flags(TrainConfig, base, _for_each_setup(flags, base.setup), "train")
     console = _console()
-    progress = Progress(console)
-    try:
-        result = train(settings, progress)
-    finally:
-        progress.stop()
+    result = train(settings, Training(console))
     console.print(run_table(result))
     console.print(f"next: hsae inspect --run {result.name}", highlight=False, markup=False, soft_wrap=True)
     return 1 if any(row.diverged for row in result.result.rows) else 0

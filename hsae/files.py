@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -36,6 +37,25 @@ def replacing(path: Path) -> Iterator[Path]:
             os.close(folder)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path, verb: str) -> Iterator[None]:
+    """Hold a folder, made if it is not there, so that no second process writes into it. Ends with the process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another {verb} is writing it; wait for that one, or stop it") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def sha256(path: Path) -> str:

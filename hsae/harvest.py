@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
-import fcntl
 import itertools
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -24,11 +21,12 @@ from torch import Tensor
 from hsae import config as configs
 from hsae.errors import UserError
 from hsae.exclude import keep_mask
-from hsae.files import cache_root
+from hsae.figures import duration, size
+from hsae.files import alone, cache_root
 from hsae.harvestconfig import HarvestConfig
 from hsae.lm import LM, files_fingerprint, load_lm
-from hsae.meter import Meter, duration, size
 from hsae.packing import Cursor, Packing, Row, Rows
+from hsae.progress import Bar
 from hsae.store import Manifest, StoreWriter
 from hsae.store.manifest import BYTES, DTYPES, NAME
 from hsae.store.writer import JOURNAL, PLAN
@@ -150,7 +148,7 @@ class _Job:
         if not (self.folder / PLAN).exists():
             # Mistakes in the text show here, before anything is made.
             first = self._some(next(rows, None))
-        with _alone(self.folder):
+        with alone(self.folder, "hsae harvest"):
             writer = StoreWriter(self.folder, self.tables, self.config.dtype)
             if writer.resume:
                 rows, first = self.packing.rows(self.source, self.lm.tokenizer, Cursor(**writer.resume)), None
@@ -167,10 +165,10 @@ class _Job:
         config, done = self.config, writer.sequences
         cursor = Cursor(**writer.resume) if writer.resume else Cursor()
         self._announce(done)
-        meter = Meter(self.console, "harvest", config.sequences * config.context, done * config.context)
+        bar = Bar(self.console, "harvest", config.sequences * config.context, done * config.context)
         try:
-            with meter:
-                for shard in self._shards(itertools.islice(stream, config.sequences - done), meter):
+            with bar:
+                for shard in self._shards(itertools.islice(stream, config.sequences - done), bar):
                     cursor = shard.cursor
                     self._write(writer, shard)
         except KeyboardInterrupt:
@@ -181,8 +179,8 @@ class _Job:
             short = f"{manifest.tokens:,} of the {config.sequences * config.context:,} tokens asked for"
             _say(self.console, f"the text ran out: the store holds {short}")
         _say(self.console, _facts(manifest, self.folder))
-        if meter.rate:
-            _say(self.console, f"{duration(meter.seconds)}, {meter.rate:,.0f} tokens/s")
+        if bar.rate:
+            _say(self.console, f"{duration(bar.seconds)}, {bar.rate:,.0f} tokens/s")
         return self.folder
 
     def _check_disk(self) -> None:
@@ -226,7 +224,7 @@ class _Job:
                 values.cpu()
         return (time.perf_counter() - start) / config.batch_sequences
 
-    def _shards(self, rows: Iterator[Row], meter: Meter) -> Iterator[_Shard]:
+    def _shards(self, rows: Iterator[Row], bar: Bar) -> Iterator[_Shard]:
         config = self.config
         while batch := list(itertools.islice(rows, self.shard_sequences)):
             shard = _Shard.empty(len(batch), config.context, self.widths, getattr(torch, DTYPES[config.dtype]))
@@ -242,7 +240,7 @@ class _Job:
                     shard.keep[hook][here] = keep
                     for reason, count in excluded.items():
                         shard.excluded[hook][reason] = shard.excluded[hook].get(reason, 0) + count
-                meter.advance(tokens.numel())
+                bar.advance(tokens.numel())
             yield dataclasses.replace(shard, cursor=batch[-1].cursor)
 
     def _write(self, writer: StoreWriter, shard: _Shard) -> None:
@@ -268,21 +266,6 @@ class _Job:
         return writer.finish(
             shard_sequences=self.shard_sequences, context=self.config.context, **(self.tables | {"text": text})
         )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder, so that no second harvest writes into it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another hsae harvest is writing it; wait for that one, or stop it") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hsae import files, hub
+from hsae.device import choose_device
 from hsae.errors import UserError, choices, one_line
 
 BUNDLED = Path(__file__).parent / "assets" / "bundled"
@@ -161,7 +162,7 @@ def load_lm(
     Raises:
         UserError: not there, not loadable, or the hub cannot be reached.
     """
-    device = choose_device(device)
+    device = str(choose_device(device))
     path = local_path(name)
     place, commit = (str(path), "") if path else _on_the_hub(name, revision)
     common: dict[str, Any] = {"revision": commit or None, "trust_remote_code": trust_remote_code}
@@ -186,20 +187,6 @@ def load_lm(
             raise UserError(f"model {name}: cannot be loaded: {one_line(error)}") from error
     bridge.eval()
     return LM(bridge, loaded, name, device, commit)
-
-
-def choose_device(name: str) -> str:
-    """The device that `auto` stands for, or the one that was named.
-
-    Raises:
-        UserError: the named one is not there.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return next(device for device, ok in there.items() if ok)
-    if not there.get(name.partition(":")[0], False):
-        raise UserError(f"device {name!r} is not there; {choices(name, [d for d, ok in there.items() if ok])}")
-    return name
 
 
 def local_path(name: str) -> Path | None:

@@ -1,80 +1,141 @@
-"""Live progress of training: a bar with tokens/s and time left, and the metrics of every setup as they move."""
+"""How far a long job is: a bar in a terminal, a plain line now and then elsewhere, nothing on no console."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-# Seconds between plain lines where there is no terminal to redraw.
-PLAIN_EVERY = 15.0
+from hsae.figures import duration, fraction, scientific, short
+
+# Seconds between two lines where there is no terminal.
+EVERY = 15.0
 
 
-class Progress:
-    """Shows a training run on a console; on none, shows nothing.
+class Bar:
+    """Progress of one job, with its rate and the time left. A context manager.
 
     Args:
-        console: where to show it. One that is no terminal gets a plain line now and then.
+        console: where to show it; None shows nothing.
+        verb: what is being done, one word.
+        total: units in all.
+        done: units that an earlier, interrupted run has done; they do not count for the rate.
+        unit: what is counted, such as "tokens".
+        above: what to draw above the bar, asked for at every redraw.
+        note: words to add to a plain line.
     """
 
-    def __init__(self, console: Console | None) -> None:
+    def __init__(
+        self,
+        console: Console | None,
+        verb: str,
+        total: int,
+        done: int = 0,
+        unit: str = "tokens",
+        above: Callable[[], RenderableType] = lambda: "",
+        note: Callable[[], str] = lambda: "",
+    ) -> None:
+        self.console, self.verb, self.total, self.unit, self._note = console, verb, total, unit, note
+        self._first = self._done = done
+        self._start = self._said = time.monotonic()
+        self._live = _Drawn(above, console) if console is not None and console.is_terminal else None
+        if self._live is not None:
+            self._task = self._live.add_task(verb, total=total, completed=done, rate="")
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._start
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return (self._done - self._first) / max(self.seconds, 1e-9)
+
+    def __enter__(self) -> Bar:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def advance(self, units: int) -> None:
+        """Some more units are done."""
+        self._done += units
+        if self._live is not None:
+            self._live.update(self._task, completed=self._done, rate=f"{short(self.rate)} {self.unit}/s")
+        elif self.console is not None and time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            left = duration((self.total - self._done) / max(self.rate, 1e-9))
+            done = f"{self.verb}: {self._done:,} of {self.total:,} {self.unit}"
+            line = f"{done}, {self.rate:,.0f} {self.unit}/s, {left} left{self._note()}"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Drawn(Progress):
+    """The bar in a terminal, gone when it ends, with something of the job's own above it."""
+
+    def __init__(self, above: Callable[[], RenderableType], console: Console | None) -> None:
+        self._above = above
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]}", justify="right"),
+            TimeRemainingColumn(compact=True),
+        )
+        super().__init__(*columns, console=console, expand=True, transient=True)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if above := self._above():
+            yield above
+        yield self.make_tasks_table(self.tasks)
+
+
+class Training:
+    """Shows a training run: a bar, and the metrics of every setup as they move.
+
+    Args:
+        console: where to show it; None shows nothing.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
         self.console = console
-        self._live: Live | None = None
         self._latest: dict[tuple[str, int], Mapping[str, Any]] = {}
-        self._tokens, self._since, self._plain = 0, 0.0, 0.0
 
     def say(self, line: str) -> None:
         """One line, above the live part."""
         if self.console is not None:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def start(self, title: str, steps: int, at: int) -> None:
-        """Begin: `at` of `steps` are done."""
-        if self.console is None:
-            return
-        self.say(title if at == 0 else f"{title}, going on from step {at}")
-        self._since = self._plain = time.monotonic()
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-        self._bar = Bar(*columns, console=self.console)
-        self._task = self._bar.add_task("", total=steps, completed=at, rate="")
-        if self.console.is_terminal:
-            self._live = Live(self._bar, console=self.console, refresh_per_second=4, transient=True)
-            self._live.start()
+    def bar(self, steps: int, at: int, batch_tokens: int) -> Bar:
+        """The bar of a run of so many steps, `at` of which are done."""
+        done, total = at * batch_tokens, steps * batch_tokens
+        return Bar(self.console, "train", total, done, above=self._table, note=self._words)
 
-    def advance(self, step: int, tokens: int, records: Iterable[Mapping[str, Any]]) -> None:
-        """A step of so many tokens is done; `records` are the lines that it logged."""
-        if self.console is None:
-            return
-        self._tokens += tokens
-        for record in records:
-            self._latest[(record["setup"], record["seed"])] = record
-        rate = f"{self._tokens / max(time.monotonic() - self._since, 1e-9):,.0f} tok/s"
-        self._bar.update(self._task, completed=step, rate=rate)
-        if self._live is not None:
-            self._live.update(Group(self._table(), self._bar))
-        elif records and time.monotonic() - self._plain >= PLAIN_EVERY:
-            self._plain = time.monotonic()
-            total = self._bar.tasks[0].total
-            state = "; ".join(f"{n} EVR {r['evr_pooled']:.3f} L0 {r['l0']:.1f}" for (n, _), r in self._latest.items())
-            self.say(f"step {step} of {total:.0f}, {rate}: {state}")
+    def update(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take over the lines that a step logged."""
+        self._latest |= {(record["setup"], record["seed"]): record for record in records}
 
-    def stop(self) -> None:
-        """End the live part. Harmless when there is none."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+    def _words(self) -> str:
+        return "".join(
+            f"; {setup} EVR {fraction(r['evr_pooled'])} L0 {r['l0']:.1f}" for (setup, _), r in self._latest.items()
+        )
 
-    def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False)
-        for name in ("setup", "seed", "MSE", "EVR", "pooled", "L1", "L0", "latents", "dead"):
+    def _table(self) -> RenderableType:
+        if not self._latest:
+            return ""
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("setup", "seed", "step", "MSE", "EVR", "pooled", "L1", "L0", "dict", "dead"):
             table.add_column(name, justify="left" if name == "setup" else "right")
         for (setup, seed), r in self._latest.items():
-            cells = (f"{r['mse']:.2e}", f"{r['evr']:.3f}", f"{r['evr_pooled']:.3f}", f"{r['l1']:.2e}", f"{r['l0']:.1f}")
-            table.add_row(setup, str(seed), *cells, str(r["dictionary"]), str(r["dead"]))
+            numbers = (scientific(r["mse"]), fraction(r["evr"]), fraction(r["evr_pooled"]), scientific(r["l1"]))
+            counts = (f"{r['l0']:.1f}", f"{r['dictionary']:,}", f"{r['dead']:,}")
+            table.add_row(setup, str(seed), str(r["step"]), *numbers, *counts)
         return table

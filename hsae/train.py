@@ -15,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae import config
+from hsae.device import choose_device
 from hsae.errors import UserError
-from hsae.files import cache_root
+from hsae.files import alone, cache_root
 from hsae.learner import Learner, accumulate
 from hsae.metrics import Meter, Metrics
-from hsae.progress import Progress
+from hsae.progress import Training
 from hsae.run import RESULT, Result, Row, Run, RunWriter
 from hsae.store import HookRecord, Store
 from hsae.trainconfig import TrainConfig
@@ -28,7 +29,7 @@ from hsae.trainconfig import TrainConfig
 EXPLODED = 1e4
 
 
-def train(settings: TrainConfig, progress: Progress | None = None) -> Run:
+def train(settings: TrainConfig, progress: Training | None = None) -> Run:
     """Train, or go on with a run that was cut off, or return one that is finished.
 
     Args:
@@ -42,10 +43,10 @@ def train(settings: TrainConfig, progress: Progress | None = None) -> Run:
         UserError: the store, the hook point, the sizes or the device do not allow it.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint; the same call goes on from there.
     """
-    progress = progress or Progress(None)
+    progress = progress or Training()
     store = Store.open(settings.store)
     hook, record = store.hook(settings.hook)
-    device = _device(settings.device)
+    device = choose_device(settings.device)
     resolved = _resolved(settings, store, hook)
     folder = cache_root() / "runs" / (settings.name or f"{store.name}-{_identity(resolved, store)}")
     if (folder / RESULT).exists():
@@ -72,16 +73,22 @@ def train(settings: TrainConfig, progress: Progress | None = None) -> Run:
     writer = RunWriter(folder, resolved)
     loop = Loop(settings, record.width, device, scale)
     loop.restore(writer)
-    progress.start(f"{folder}: {steps} steps of {settings.batch_tokens} tokens on {device}", steps, loop.step)
+    begun = f", going on from step {loop.step}" if loop.step else ""
+    progress.say(f"{folder}: {steps} steps of {settings.batch_tokens:,} tokens on {device}{begun}")
     _warn_of_scale(settings, record, scale, progress)
-    with interruptible() as interrupted:
+    with (
+        alone(folder, "hsae train"),
+        interruptible() as interrupted,
+        progress.bar(steps, loop.step, settings.batch_tokens) as bar,
+    ):
         saved = time.monotonic()
         batches = rows.batches(settings.batch_tokens, start=loop.step * settings.batch_tokens)
         while loop.step < steps and loop.active:
             records = loop.advance(next(batches), last=loop.step + 1 == steps)
             if records:
                 writer.log(records)
-            progress.advance(loop.step, settings.batch_tokens, records)
+            progress.update(records)
+            bar.advance(settings.batch_tokens)
             for learner, reason in loop.news():
                 progress.say(f"{learner}: diverged {reason}")
             stop = interrupted()
@@ -90,7 +97,6 @@ def train(settings: TrainConfig, progress: Progress | None = None) -> Run:
                 saved = time.monotonic()
             if stop:
                 raise KeyboardInterrupt(f"stopped at step {loop.step} of {steps}; the same command goes on from there")
-    progress.stop()
     held = _held_out(store, hook, held_out, settings.held_out) * scale
     rows_of_table = tuple(loop.row(i, held.to(device)) for i in range(len(loop.learners)))
     saes = {(x.name, x.seed): x.sae(scale) for i, x in enumerate(loop.learners) if i not in loop.diverged}
@@ -250,18 +256,7 @@ def _identity(resolved: Mapping[str, Any], store: Store) -> str:
     return config.fingerprint([settings, store.manifest.fingerprint])
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def _warn_of_scale(settings: TrainConfig, record: HookRecord, scale: float, progress: Progress) -> None:
+def _warn_of_scale(settings: TrainConfig, record: HookRecord, scale: float, progress: Training) -> None:
     """The defaults are the paper's, for a variance per dimension of 5.6e-4: say so when the data are far from it."""
     variance = record.variance * scale**2
     if not 1 / 4 < variance / 5.6e-4 < 4 and settings.normalise.mode == "none":

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 
 from hsae.errors import UserError
+from hsae.figures import figure, fraction, percent, scientific, thousands
 from hsae.inspect import InspectConfig, inspect
-from hsae.inspect.figures import figure, fraction, percent, scientific, thousands
 from hsae.inspect.terminal import ORANGE, Ink, keyword_line, run_table
 from hsae.inspect.tokens import Pieces, visible
 from hsae.inspect.view import finite

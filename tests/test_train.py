@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from hsae.config import read_file
 from hsae.errors import UserError
-from hsae.progress import Progress
+from hsae.progress import Training
 from hsae.run import Run
 from hsae.store import Store
 from hsae.train import train
@@ -40,15 +40,16 @@ class Cut(Exception):
     """The end of a process, for a test."""
 
 
-class CutAt(Progress):
+class CutAt(Training):
     """Ends training after a step, as a kill between two steps would."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(None)
-        self.step = step
+        super().__init__()
+        self.left = step
 
-    def advance(self, step: int, tokens: int, records: Any) -> None:
-        if step == self.step:
+    def update(self, records: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
             raise Cut
 
 
@@ -219,7 +220,7 @@ def test_dead_latents_are_those_that_have_not_fired_lately(planted: Planted):
     [
         ({"batch_tokens": 10**6, "steps": None}, "fewer than one batch"),
         ({"held_out": 10**6}, "would be held out"),
-        ({"device": "quantum"}, "device 'quantum' cannot be used"),
+        ({"device": "quantum"}, "device 'quantum' is not there; there is"),
         ({"hook": "blocks.9"}, "has no hook point 'blocks.9'; there is hook"),
         ({"store": "absent"}, "no store 'absent'"),
     ],

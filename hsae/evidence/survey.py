@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from hsae import config
@@ -213,7 +213,7 @@ def cached_survey(path: Path, sae: SAE, store: Store, hook: str, advance: Advanc
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as aside:
-            save_file({name: getattr(result, name).contiguous() for name in names}, aside, metadata=facts)
+            aside.write_bytes(save({name: getattr(result, name).contiguous() for name in names}, metadata=facts))
     except (OSError, SafetensorError):
         pass  # A run folder that cannot be written to can still be read: the survey is made anew each time.
     return result

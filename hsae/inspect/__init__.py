@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -61,35 +59,19 @@ def inspect(config: InspectConfig, console: Console | None = None) -> None:
     from rich.console import Console
 
     from hsae.inspect import terminal, view
+    from hsae.progress import Bar
 
     console = console or Console()
     subject = view.open_subject(config)
-    with _progress() as advance:
+    errors = Console(stderr=True)
+    with Bar(errors if errors.is_terminal else None, "reading", subject.store.manifest.tokens) as bar:
         if config.latent is None:
-            shown = view.overview(subject, advance)
+            shown = view.overview(subject, bar.advance)
         else:
-            shown = view.latent_view(subject, config.latent, config.contexts, advance)
+            shown = view.latent_view(subject, config.latent, config.contexts, bar.advance)
     if config.json:
         console.file.write(json.dumps(view.finite(asdict(shown)), indent=1, allow_nan=False) + "\n")
         return
     ink = terminal.Ink.of(console)
     for part in terminal.draw(shown, ink, console.width, config.command()):
         console.print(part)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on the standard error; yields a function of (positions passed since the last call, positions in all)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("reading the store"), BarColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None, speed="")
-
-        def advance(passed: int, total: int) -> None:
-            speed = progress.tasks[0].speed
-            progress.update(task, advance=passed, total=total, speed=f"{speed:,.0f} tokens/s" if speed else "")
-
-        yield advance

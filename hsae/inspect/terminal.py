@@ -14,7 +14,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from hsae.inspect.figures import NONE, figure, fraction, percent, scientific, thousands
+from hsae.figures import NONE, figure, fraction, percent, scientific, thousands
 from hsae.inspect.tokens import visible
 from hsae.inspect.view import Glance, Head, LatentView, Overview, TextToken
 from hsae.run import Row, Run

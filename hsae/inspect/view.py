@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from hsae.errors import UserError
 from hsae.evidence.latent import examine
-from hsae.evidence.survey import BEFORE, Survey, cached_survey
+from hsae.evidence.survey import BEFORE, Advance, Survey, cached_survey
 from hsae.inspect import InspectConfig
 from hsae.inspect.tokens import Pieces
 from hsae.run import Row, Run
@@ -18,9 +17,6 @@ from hsae.store import Store
 
 GLANCES, SNIPPETS, DEAD = 8, 4, 20
 """latents in each list of an overview, contexts for each of them, dead latents named"""
-
-Advance = Callable[[int, int], None]
-"""takes positions passed since the last call, and positions in all"""
 
 
 @dataclass(frozen=True)
@@ -212,8 +208,7 @@ def overview(subject: Subject, advance: Advance) -> Overview:
     survey = None
     if not row.diverged:
         path = subject.run.folder / "evidence" / f"{row.setup}-{row.seed}-{store.manifest.fingerprint}.safetensors"
-        total = store.manifest.tokens
-        survey = cached_survey(path, subject.sae(), store, subject.hook, lambda passed: advance(passed, total))
+        survey = cached_survey(path, subject.sae(), store, subject.hook, advance)
     pieces = Pieces(store.tokenizer)
     dead = survey.dead if survey else []
     return Overview(
@@ -265,8 +260,7 @@ def latent_view(subject: Subject, latent: int, contexts: int, advance: Advance) 
     sae, row, store = subject.sae(), subject.row, subject.store
     if not 0 <= latent < sae.latents:
         raise UserError(f"latent {latent} is not in 0…{sae.latents - 1} of setup {row.setup}")
-    total = store.manifest.tokens
-    found = examine(sae, store, subject.hook, latent, contexts, advance=lambda passed: advance(passed, total))
+    found = examine(sae, store, subject.hook, latent, contexts, advance=advance)
     pieces = Pieces(store.tokenizer)
     return LatentView(
         head=subject.head(),

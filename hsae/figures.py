@@ -37,3 +37,29 @@ def percent(share: float) -> str:
 def figure(value: float) -> str:
     """Three figures, so that a column of them lines up."""
     return f"{value:#.3g}".rstrip(".") if value == 0 or 1e-3 <= abs(value) < 1e6 else scientific(value)
+
+
+def short(number: float) -> str:
+    """1234567 -> "1.2M": for a place that must not grow."""
+    for unit in ("", "k", "M", "G"):
+        if abs(number) < 1000 or unit == "G":
+            return f"{number:.3g}{unit}" if abs(number) < 100 else f"{number:.0f}{unit}"
+        number /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "about" precise, never more than two units."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
+
+
+def size(count: int) -> str:
+    """Bytes in binary units: "1.5 GiB"."""
+    power = min(max(count.bit_length() - 1, 0) // 10, 4)
+    return f"{count / 1024**power:.{min(power, 1)}f} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -1,0 +1,47 @@
+"""Writing aside, holding a folder, finding a folder by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hsae.errors import UserError
+from hsae.files import alone, named_folder, replacing
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as aside:
+        aside.write_text("half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    with replacing(path) as aside:
+        aside.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path):
+    with alone(tmp_path / "run", "hsae train"):
+        with pytest.raises(UserError, match="another hsae train is writing it"), alone(tmp_path / "run", "hsae train"):
+            pass
+    with alone(tmp_path / "run", "hsae train"):
+        pass
+
+
+def test_a_name_a_path_or_the_newest(cache: Path):
+    for age, name in ((3, "old"), (1, "new"), (2, "older")):
+        folder = cache / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+        os.utime(folder / "run.json", (1e9 - age, 1e9 - age))
+    (cache / "runs" / "unfinished").mkdir()
+    assert named_folder("", "runs", "run.json").name == "new"
+    assert named_folder("old", "runs", "run.json").name == "old"
+    assert named_folder(str(cache / "runs" / "older"), "runs", "run.json").name == "older"
+    with pytest.raises(UserError, match="no run 'odl' in .*; there is new, old, older"):
+        named_folder("odl", "runs", "run.json")
