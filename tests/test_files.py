@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from hsae.files import alone, named_folder, replacing
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as aside:
+    with contextlib.suppress(FileNotFoundError), replacing(path) as aside:
         aside.write_text("half of the n")
-        raise RuntimeError
+        (tmp_path / "absent").read_text()
     assert path.read_text() == "old"
     with replacing(path) as aside:
         aside.write_text("new")
@@ -26,11 +27,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
 
 
 def test_a_folder_is_held_by_one(tmp_path: Path):
+    with (
+        alone(tmp_path / "run", "hsae train"),
+        pytest.raises(UserError, match="another hsae train is writing it"),
+        alone(tmp_path / "run", "hsae train"),
+    ):
+        pytest.fail("held twice")
     with alone(tmp_path / "run", "hsae train"):
-        with pytest.raises(UserError, match="another hsae train is writing it"), alone(tmp_path / "run", "hsae train"):
-            pass
-    with alone(tmp_path / "run", "hsae train"):
-        pass
+        assert (tmp_path / "run").is_dir()
 
 
 def test_a_name_a_path_or_the_newest(cache: Path):
@@ -43,5 +47,5 @@ def test_a_name_a_path_or_the_newest(cache: Path):
     assert named_folder("", "runs", "run.json").name == "new"
     assert named_folder("old", "runs", "run.json").name == "old"
     assert named_folder(str(cache / "runs" / "older"), "runs", "run.json").name == "older"
-    with pytest.raises(UserError, match="no run 'odl' in .*; there is new, old, older"):
+    with pytest.raises(UserError, match=r"no run 'odl' in .*; there is new, old, older"):
         named_folder("odl", "runs", "run.json")
