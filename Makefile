@@ -19,7 +19,7 @@ demo: install
 	$(HSAE) harvest configs/bundled.toml
 	$(HSAE) train configs/bundled.toml
 	$(HSAE) inspect --run bundled
-	$(HSAE) inspect --run bundled --latent pick
+	$(HSAE) inspect --run bundled --setup hebb-tied --pick
 
 test: install
 	$(BIN)/python -m pytest

@@ -147,6 +147,10 @@ class TestOverview:
         assert "Dead: 1 of 6 latents never fire on this store: 5" in text
         assert lines[-1].startswith("next: hsae inspect --latent ")
 
+    def test_pick_shows_the_first_of_the_most_selective(self) -> None:
+        first = json.loads(shown(json=True))["most_selective"][0]["latent"]
+        assert shown(pick=True) == shown(latent=first)
+
     def test_latents_are_ranked_and_show_their_strongest_contexts(self) -> None:
         document = json.loads(shown(json=True))
         assert [g["latent"] for g in document["most_active"]] == [0, 1, 2, 3, 4]

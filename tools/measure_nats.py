@@ -5,7 +5,8 @@
 The stories are packed with each model's begin-of-text token (for the bundled model this is its end-of-text token)
 before every story and read in contexts of 512 tokens that do not overlap; the sum of the negative log-likelihoods of
 the text's tokens is divided by the number of its characters, so models with different tokenisers compare.  The first
-part of the file holds easier stories than the rest, so a number goes with its --stories.
+part of the file holds easier stories than the rest, so a number goes with its --stories.  A file that separates its
+stories by lines `<|endoftext|>`, as the training text does, is read as such.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import logging
 from pathlib import Path
 
 import torch
-from bundled_data import nats_per_char, read_validation
+from bundled_data import nats_per_char, read_stories, read_validation
+from bundled_net import END_OF_TEXT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -28,7 +30,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    stories = read_validation(args.valid)[: args.stories]
+    separated = END_OF_TEXT in args.valid.read_text(encoding="utf-8")
+    stories = (read_stories if separated else read_validation)(args.valid)[: args.stories]
     chars = sum(map(len, stories))
     print(f"{len(stories)} stories, {chars} characters")
     for folder in args.models:

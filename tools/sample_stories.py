@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=768)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--min-p", type=float, default=0.02)
+    parser.add_argument("--min-p", type=float, default=0.005)
     parser.add_argument("--min-chars", type=int, default=100, help="shorter stories are dropped")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

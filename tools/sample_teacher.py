@@ -6,7 +6,7 @@ end of the context, then keeps the newest tokens as its next context, which are 
 than `min_p` times the most probable one are left out of the draw.  Only whole stories, from one begin-of-text token to
 the next, are written, each followed by a line `<|endoftext|>`.
 
-    python tools/sample_teacher.py --teacher TEACHER_FOLDER --out work/teacher.txt --seed 0 --minutes 8
+    python tools/sample_teacher.py --teacher TEACHER_FOLDER --out work/teacher0.txt --seed 0
 
 Several processes with different seeds and output files may run side by side.
 """
@@ -166,9 +166,9 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True, help="Hugging Face folder of the teacher")
     parser.add_argument("--out", type=Path, required=True, help="text file to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--minutes", type=float, default=8.5)
     parser.add_argument("--megabytes", type=float, default=1e9, help="stop at this many million characters")
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--min-p", type=float, default=0.02)
     parser.add_argument("--keep", type=int, default=192, help="tokens kept as the next context")

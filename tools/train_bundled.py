@@ -1,7 +1,7 @@
 """Step 2 of making the bundled model: train its tokeniser and its network.
 
-    python tools/train_bundled.py --real TINYSTORIES_TRAIN.txt --teacher work/teacher.txt \
-        --valid TINYSTORIES_VALID.txt --work work --out work/bundled --minutes 60
+    python tools/train_bundled.py --real TINYSTORIES_TRAIN.txt --teacher work/teacher0.txt work/teacher1.txt \
+        --valid TINYSTORIES_VALID.txt --work work --out work/bundled --minutes 61
 
 The text is real TinyStories and stories sampled from the teacher (sample_teacher.py), both with lines `<|endoftext|>`
 between stories; --real-share of the rows of each batch come from the real ones, however often these repeat.  Rows are
@@ -143,13 +143,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the run's state")
     parser.add_argument("--out", type=Path, required=True, help="Hugging Face folder to write")
     parser.add_argument("--name", default="run", help="name of the run's state file in the work folder")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=61.0)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
-    parser.add_argument("--muon-lr", type=float, default=6e-3)
-    parser.add_argument("--adam-lr", type=float, default=4e-3)
-    parser.add_argument("--real-share", type=float, default=0.35)
-    parser.add_argument("--real-share-decay", type=float, default=0.35, help="the same while the rate falls")
+    parser.add_argument("--muon-lr", type=float, default=0.01)
+    parser.add_argument("--adam-lr", type=float, default=0.006)
+    parser.add_argument("--real-share", type=float, default=0.4)
+    parser.add_argument("--real-share-decay", type=float, default=0.4, help="the same while the rate falls")
     parser.add_argument("--warmup", type=float, default=0.02, help="part of the minutes")
     parser.add_argument("--decay", type=float, default=0.4, help="part of the minutes")
     parser.add_argument("--exact", type=float, default=0.1, help="last part of the minutes, in float32 throughout")

@@ -12,6 +12,9 @@ from hsae.config import require
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hsae.evidence.survey import Advance
+    from hsae.inspect.view import LatentView, Overview, Subject
+
 
 @dataclass(frozen=True)
 class InspectConfig:
@@ -25,6 +28,8 @@ class InspectConfig:
     """random seed of the setup; unset: its first"""
     latent: int | None = None
     """latent to show; unset: the run's table and the latents worth a look"""
+    pick: bool = False
+    """show the most selective latent, instead of naming one"""
     on: str = ""
     """store to take evidence from; empty: the one trained on"""
     hook: str = ""
@@ -65,13 +70,23 @@ def inspect(config: InspectConfig, console: Console | None = None) -> None:
     subject = view.open_subject(config)
     errors = Console(stderr=True)
     with Bar(errors if errors.is_terminal else None, "reading", subject.store.manifest.tokens) as bar:
-        if config.latent is None:
-            shown = view.overview(subject, bar.advance)
-        else:
-            shown = view.latent_view(subject, config.latent, config.contexts, bar.advance)
+        shown = _look(config, subject, bar.advance)
     if config.json:
         console.file.write(json.dumps(view.finite(asdict(shown)), indent=1, allow_nan=False) + "\n")
         return
     ink = terminal.Ink.of(console)
     for part in terminal.draw(shown, ink, console.width, config.command()):
         console.print(part)
+
+
+def _look(config: InspectConfig, subject: Subject, advance: Advance) -> Overview | LatentView:
+    from hsae.inspect import view
+
+    latent = config.latent
+    if latent is None:
+        overview = view.overview(subject, advance)
+        worth = overview.most_selective or overview.most_active
+        if not (config.pick and worth):
+            return overview
+        latent = worth[0].latent
+    return view.latent_view(subject, latent, config.contexts, advance)
