@@ -310,7 +310,7 @@ def test_ctrl_c_and_resume(run: Harvest, monkeypatch: pytest.MonkeyPatch, cache:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr("hsae.harvest.keep_mask", interrupted)
+    monkeypatch.setattr("hsae.harvestjob.keep_mask", interrupted)
     with pytest.raises(KeyboardInterrupt, match="8 of 20 sequences are kept, and the same command goes on"):
         run()
     with pytest.raises(UserError, match="unfinished store made with other settings"):
@@ -327,7 +327,7 @@ def test_two_at_once(run: Harvest, monkeypatch: pytest.MonkeyPatch) -> None:
             run()
         raise InterruptedError
 
-    monkeypatch.setattr("hsae.harvest.keep_mask", meanwhile)
+    monkeypatch.setattr("hsae.harvestjob.keep_mask", meanwhile)
     with pytest.raises(InterruptedError):
         run()
 

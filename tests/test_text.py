@@ -12,6 +12,7 @@ import pytest
 
 from hsae import text
 from hsae.errors import UserError
+from hsae.hubdata import HubDataset
 from hsae.packing import Cursor, Packing, Row
 from hsae.text import open_source
 
@@ -306,14 +307,14 @@ def test_streamed_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         pa.table({"text": ["one", None, "three"], "ids": [[1], [2], []]}), tmp_path / "set" / "train.parquet"
     )
     name = str(tmp_path / "set")
-    assert list(text.HubDataset(name).documents()) == ["one", "", "three"]
-    assert list(text.HubDataset(name).documents(2)) == ["three"]
-    assert [d.tolist() for d in text.HubDataset(name, column="ids").documents() if not isinstance(d, str)] == [
+    assert list(HubDataset(name).documents()) == ["one", "", "three"]
+    assert list(HubDataset(name).documents(2)) == ["three"]
+    assert [d.tolist() for d in HubDataset(name, column="ids").documents() if not isinstance(d, str)] == [
         [1],
         [2],
         [],
     ]
     with pytest.raises(UserError, match="no column 'story'; there is ids, text"):
-        list(text.HubDataset(name, column="story").documents())
+        list(HubDataset(name, column="story").documents())
     with pytest.raises(UserError, match="cannot be loaded: Bad split: test"):
-        list(text.HubDataset(name, split="test").documents())
+        list(HubDataset(name, split="test").documents())

@@ -21,7 +21,7 @@ from hsae.store import Store
 
 CONTEXTS = 16
 """strongest contexts that a survey keeps for each latent"""
-DENSE = 0.1
+DENSE = 0.01
 """firing rate above which a latent is dense"""
 BEFORE, AFTER = 12, 6
 """tokens that a survey keeps on either side of a peak"""
@@ -91,14 +91,13 @@ class Survey:
     def most_selective(self, count: int) -> list[int]:
         """The latents with the highest selectivity, highest first; among equals those that fire more.
 
-        Dense latents, which fire on more than `DENSE` of the positions, are left out: whatever their peaks are on, the
+        Dense latents, which fire on more than `DENSE` of the positions, come last: whatever their peaks are on, the
         rest of what they say is not about one token.
         """
         by_firings = self.firings.argsort(descending=True, stable=True)
-        by_firings = by_firings[self.rate[by_firings] <= DENSE]
         selectivity = self.selectivity[by_firings]
-        order = selectivity.argsort(descending=True, stable=True)[: int((selectivity > 0).sum())]
-        return by_firings[order][:count].tolist()
+        order = (selectivity - (self.rate[by_firings] > DENSE).float()).argsort(descending=True, stable=True)
+        return by_firings[order[selectivity[order] > 0]][:count].tolist()
 
 
 @torch.inference_mode()
