@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hsae.errors import UserError
-    from hsae.harvest import HarvestConfig, harvest
+    from hsae.harvesting import HarvestConfig, harvest
     from hsae.run import Run
     from hsae.sae import SAE
     from hsae.store import Store
-    from hsae.train import train
     from hsae.trainconfig import TrainConfig
+    from hsae.training import train
 
 __version__ = "0.1.0"
 __all__ = ["SAE", "HarvestConfig", "Run", "Store", "TrainConfig", "UserError", "harvest", "load", "train"]
 
 _HOMES = {
-    "HarvestConfig": "harvest",
-    "harvest": "harvest",
+    "HarvestConfig": "harvesting",
+    "harvest": "harvesting",
     "Run": "run",
     "SAE": "sae",
     "Store": "store",
     "TrainConfig": "trainconfig",
-    "train": "train",
+    "train": "training",
     "UserError": "errors",
 }
 

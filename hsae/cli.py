@@ -75,7 +75,7 @@ def _hyphens(arg: str) -> str:
 
 
 def _harvest(args: list[str]) -> int:
-    from hsae.harvest import HarvestConfig, harvest
+    from hsae.harvesting import HarvestConfig, harvest
 
     where, table, flags = _config_file(args, "harvest")
     harvest(_flags(HarvestConfig, _build(HarvestConfig, table, where), flags, "harvest"), _console())
@@ -85,8 +85,8 @@ def _harvest(args: list[str]) -> int:
 def _train(args: list[str]) -> int:
     from hsae.inspect.terminal import run_table
     from hsae.progress import Training
-    from hsae.train import train
     from hsae.trainconfig import TrainConfig
+    from hsae.training import train
 
     where, table, flags = _config_file(args, "train")
     table, flags = _choose_setups(table, flags)

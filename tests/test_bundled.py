@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from hsae.cli import run
+from hsae.harvesting.text import BUNDLED as STORIES
 from hsae.lm import BUNDLED, load_lm
 from hsae.run import Run
 from hsae.store import Store
-from hsae.text import BUNDLED as STORIES
 
 ASSETS = BUNDLED.parent
 HOOK = "blocks.4.hook_resid_pre"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hsae import config
 from hsae.errors import UserError
-from hsae.harvest import HarvestConfig
+from hsae.harvesting import HarvestConfig
 from hsae.inspect import InspectConfig
 from hsae.rules.oja import Oja
 from hsae.rules.softhebb import SoftHebb

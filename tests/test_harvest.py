@@ -21,9 +21,9 @@ from rich.console import Console
 from tiny_lm import harvest_into, make_model, make_text, save_model
 
 from hsae.errors import UserError
-from hsae.exclude import keep_mask
 from hsae.files import sha256
-from hsae.harvest import HarvestConfig, harvest
+from hsae.harvesting import HarvestConfig, harvest
+from hsae.harvesting.exclude import keep_mask
 from hsae.lm import load_lm
 from hsae.store import Store
 
@@ -173,7 +173,7 @@ def test_found_again_without_model_or_text(run: Harvest, model: Path, monkeypatc
     store = run()
     before = bytes_of(store.folder)
     (store.folder / "plan.json").write_text("{}")  # killed just before clearing up
-    monkeypatch.setattr("hsae.harvest.load_lm", None)
+    monkeypatch.setattr("hsae.harvesting.load_lm", None)
     console = quiet()
     assert run(console).folder == store.folder
     assert "already harvested" in printed(console)
@@ -278,7 +278,7 @@ def test_hub_unreachable(model: Path, tmp_path: Path, what: str, environment: di
         local["data"] = (str(tmp_path / "a.txt"),)
     code = f"""
 from hsae.errors import UserError
-from hsae.harvest import HarvestConfig, harvest
+from hsae.harvesting import HarvestConfig, harvest
 try:
     harvest(HarvestConfig(context=32, hooks=({HOOK!r},), **{local!r}))
 except UserError as error:
@@ -310,7 +310,7 @@ def test_ctrl_c_and_resume(run: Harvest, monkeypatch: pytest.MonkeyPatch, cache:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr("hsae.harvestjob.keep_mask", interrupted)
+    monkeypatch.setattr("hsae.harvesting.job.keep_mask", interrupted)
     with pytest.raises(KeyboardInterrupt, match="8 of 20 sequences are kept, and the same command goes on"):
         run()
     with pytest.raises(UserError, match="unfinished store made with other settings"):
@@ -327,7 +327,7 @@ def test_two_at_once(run: Harvest, monkeypatch: pytest.MonkeyPatch) -> None:
             run()
         raise InterruptedError
 
-    monkeypatch.setattr("hsae.harvestjob.keep_mask", meanwhile)
+    monkeypatch.setattr("hsae.harvesting.job.keep_mask", meanwhile)
     with pytest.raises(InterruptedError):
         run()
 
@@ -350,7 +350,7 @@ def test_killed_at_any_instant(tmp_path: Path) -> None:
     )
     # Processes forked from one that has imported everything start in no time, and are real ones to kill.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["transformer_lens.model_bridge", "hsae.harvest", "tiny_lm"])
+    processes.set_forkserver_preload(["transformer_lens.model_bridge", "hsae.harvesting", "tiny_lm"])
 
     def start(cache: str) -> multiprocessing.process.BaseProcess:
         process = processes.Process(target=harvest_into, args=(str(tmp_path / cache), config))

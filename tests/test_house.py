@@ -57,3 +57,11 @@ print((change.W * 6).tolist())
     done = subprocess.run([sys.executable, tmp_path / "hebb.py"], capture_output=True, text=True, check=True)
     # Mean of y x is 1/3 everywhere, less half of 1: -1/6.
     assert [[round(v, 4) for v in row] for row in ast.literal_eval(done.stdout)] == [[-1.0] * 3] * 2
+
+
+def test_functions_are_not_hidden_by_the_modules_that_hold_them():
+    # Twice: the first use imports the module, which must not take the name's place.
+    twice = "[callable(getattr(hsae, name)) for name in hsae.__all__ * 2]"
+    code = f"import hsae; print(*{twice})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"True"}

@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hsae import text
 from hsae.errors import UserError
-from hsae.hubdata import HubDataset
-from hsae.packing import Cursor, Packing, Row
-from hsae.text import open_source
+from hsae.harvesting import text
+from hsae.harvesting.packing import Cursor, Packing, Row
+from hsae.harvesting.sources import HubDataset, open_source
 
 EOS, BOS, PAD = 9, 8, 7
 
@@ -122,7 +121,7 @@ def test_entering_at_any_row_equals_unbroken(
     source = lines(*texts)
     whole = rows(source, **options)
     # Documents are tokenised in other groups when reading starts elsewhere: that must not show.
-    monkeypatch.setattr("hsae.packing.BATCH_DOCUMENTS", 3)
+    monkeypatch.setattr("hsae.harvesting.packing.BATCH_DOCUMENTS", 3)
     for place in range(len(whole)):
         again = rows(source, whole[place].cursor, **options)
         assert [(r.tokens.tolist(), r.length, r.cursor) for r in again] == [

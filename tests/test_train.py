@@ -21,8 +21,8 @@ from hsae.errors import UserError
 from hsae.progress import Training
 from hsae.run import Run
 from hsae.store import Store
-from hsae.train import train
 from hsae.trainconfig import TrainConfig
+from hsae.training import train
 
 Planted = Callable[..., Store]
 SMALL = {"latents": 48, "batch_tokens": 128, "held_out": 256, "steps": 8, "log_every": 2}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hsae.harvestconfig import HarvestConfig
+    from hsae.harvesting.config import HarvestConfig
 
 STORY = "Once upon a time there was a little dog named Tom. He liked to run and play. "
 WORDS = ("sun", "dog", "cat", "tree", "big", "red", "happy", "ran", "sat", "saw", "and", "the", "a", "he", "she")
@@ -78,7 +78,7 @@ def harvest_into(cache: str, config: HarvestConfig) -> None:
     import torch
     from rich.console import Console
 
-    from hsae.harvest import harvest
+    from hsae.harvesting import harvest
 
     torch.set_num_threads(1)
     os.environ["HSAE_CACHE"] = cache

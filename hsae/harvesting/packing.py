@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsae.errors import UserError
-from hsae.text import Document, Source
+from hsae.harvesting.text import Document, Source
 
 Separator = Literal["auto", "eos", "bos", "none"]
 

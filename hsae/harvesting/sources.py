@@ -1,15 +1,53 @@
-"""Documents of a dataset on the Hugging Face hub, streamed."""
+"""Where documents come from: local files, or a dataset on the Hugging Face hub, streamed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from hsae import hub
 from hsae.errors import UserError, choices, one_line
-from hsae.text import Document, Source, as_document, pick_column
+from hsae.harvesting.text import BUNDLED, READERS, Document, LocalFiles, Source, as_document, pick_column
+
+
+def open_source(
+    data: tuple[str, ...],
+    split: str = "train",
+    column: str = "",
+    revision: str = "",
+    separator: str = "<|endoftext|>",
+) -> Source:
+    """Documents from what a user named. The hub is not asked before the first use.
+
+    Args:
+        data: one hub dataset id, or local files (.txt, .jsonl, .parquet, .npy), or `bundled`.
+        split: split of a hub dataset.
+        column: column of a dataset, a .jsonl or a .parquet; empty for the first there is of text, input_ids and tokens.
+        revision: branch, tag or commit of a hub dataset.
+        separator: cuts a .txt into documents; empty leaves a file whole.
+
+    Raises:
+        UserError: a file is missing or of an unknown kind.
+    """
+    paths = [BUNDLED if name == "bundled" else Path(name) for name in data]
+    if len(data) == 1 and not paths[0].exists() and not _looks_local(data[0]):
+        return HubDataset(data[0], split, column, revision)
+    for name, path in zip(data, paths, strict=True):
+        if not path.exists():
+            raise UserError(f"{name}: no such file")
+        if path.is_dir():
+            raise UserError(f"{name}: a folder; name the files in it")
+        if path.suffix not in READERS:
+            raise UserError(f"{name}: unknown kind of file {path.suffix!r}; known are {', '.join(READERS)}")
+    return LocalFiles(tuple(paths), column, separator)
+
+
+def _looks_local(name: str) -> bool:
+    return name == "bundled" or Path(name).suffix in READERS or name.startswith(("/", ".", "~"))
+
 
 _ELSEWHERE = (
     "name local files (--data FILE.txt), take --data bundled, set HF_ENDPOINT to a mirror, "

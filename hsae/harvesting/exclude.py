@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hsae.harvestconfig import HarvestConfig
+from hsae.harvesting.config import HarvestConfig
 
 
 def keep_mask(

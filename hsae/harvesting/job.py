@@ -20,17 +20,17 @@ from torch import Tensor
 
 from hsae import config as configs
 from hsae.errors import UserError
-from hsae.exclude import keep_mask
 from hsae.figures import duration, size
 from hsae.files import alone
-from hsae.harvestconfig import HarvestConfig
+from hsae.harvesting.config import HarvestConfig
+from hsae.harvesting.exclude import keep_mask
+from hsae.harvesting.packing import Cursor, Packing, Row, Rows
+from hsae.harvesting.text import Source
 from hsae.lm import LM, files_fingerprint
-from hsae.packing import Cursor, Packing, Row, Rows
 from hsae.progress import Bar
 from hsae.store import Manifest, StoreWriter
 from hsae.store.manifest import BYTES, DTYPES
 from hsae.store.writer import PLAN
-from hsae.text import Source
 
 
 class Job:

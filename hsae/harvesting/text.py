@@ -1,4 +1,4 @@
-"""Where documents come from: a dataset on the hub or local files, always as a stream, never a whole file in memory."""
+"""Documents of local files, always as a stream, never a whole file in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hsae.errors import UserError, choices, one_line
 Document = str | NDArray[np.integer[Any]]
 
 COLUMNS = ("text", "input_ids", "tokens")
-BUNDLED = Path(__file__).parent / "assets" / "stories.parquet"
+BUNDLED = Path(__file__).parents[1] / "assets" / "stories.parquet"
 # A .txt document longer than this many characters is cut at a line end.
 LONGEST = 1 << 20
 READ_BYTES = 1 << 20
@@ -38,44 +38,6 @@ class Source(ABC):
     @abstractmethod
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The documents from number `start` on, in their order."""
-
-
-def open_source(
-    data: tuple[str, ...],
-    split: str = "train",
-    column: str = "",
-    revision: str = "",
-    separator: str = "<|endoftext|>",
-) -> Source:
-    """Documents from what a user named. The hub is not asked before the first use.
-
-    Args:
-        data: one hub dataset id, or local files (.txt, .jsonl, .parquet, .npy), or `bundled`.
-        split: split of a hub dataset.
-        column: column of a dataset, a .jsonl or a .parquet; empty for the first there is of text, input_ids and tokens.
-        revision: branch, tag or commit of a hub dataset.
-        separator: cuts a .txt into documents; empty leaves a file whole.
-
-    Raises:
-        UserError: a file is missing or of an unknown kind.
-    """
-    paths = [BUNDLED if name == "bundled" else Path(name) for name in data]
-    if len(data) == 1 and not paths[0].exists() and not _looks_local(data[0]):
-        from hsae.hubdata import HubDataset
-
-        return HubDataset(data[0], split, column, revision)
-    for name, path in zip(data, paths, strict=True):
-        if not path.exists():
-            raise UserError(f"{name}: no such file")
-        if path.is_dir():
-            raise UserError(f"{name}: a folder; name the files in it")
-        if path.suffix not in READERS:
-            raise UserError(f"{name}: unknown kind of file {path.suffix!r}; known are {', '.join(READERS)}")
-    return LocalFiles(tuple(paths), column, separator)
-
-
-def _looks_local(name: str) -> bool:
-    return name == "bundled" or Path(name).suffix in READERS or name.startswith(("/", ".", "~"))
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from rich.console import Console
 from hsae import config as configs
 from hsae.errors import UserError
 from hsae.files import cache_root
-from hsae.harvestconfig import HarvestConfig
-from hsae.harvestjob import Job, facts, say
+from hsae.harvesting.config import HarvestConfig
+from hsae.harvesting.job import Job, facts, say
+from hsae.harvesting.sources import open_source
+from hsae.harvesting.text import Source
 from hsae.lm import files_fingerprint, load_lm
 from hsae.store import Manifest
 from hsae.store.manifest import NAME
 from hsae.store.writer import JOURNAL, PLAN
-from hsae.text import Source, open_source
 
 __all__ = ["HarvestConfig", "harvest"]
 

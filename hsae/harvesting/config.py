@@ -9,7 +9,7 @@ from typing import Literal
 
 from hsae import config as configs
 from hsae.config import require
-from hsae.packing import Separator
+from hsae.harvesting.packing import Separator
 from hsae.store.manifest import BYTES
 
 
