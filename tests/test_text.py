@@ -242,6 +242,15 @@ def test_parquet(tmp_path: Path) -> None:
         documents(path)
 
 
+def test_a_document_over_many_contexts_loses_no_token(lines: Lines) -> None:
+    source = lines(list(range(14)), list(range(50, 55)))
+    whole = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [12, 13, 50], [51, 52, 53]]
+    made = rows(source, context=3, vocabulary=99)
+    assert [row.tokens.tolist() for row in made] == whole
+    for number, row in enumerate(made):
+        assert [r.tokens.tolist() for r in rows(source, row.cursor, context=3, vocabulary=99)] == whole[number + 1 :]
+
+
 def test_npy(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.arange(6, dtype=np.uint16))
