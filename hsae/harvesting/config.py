@@ -51,8 +51,8 @@ class HarvestConfig:
     """The first positions of each context do not count (attention sinks)."""
     exclude_norm: float = 0.0
     """Positions whose norm is above this many times the median of their context do not count; 0 keeps all."""
-    batch_sequences: int = 16
-    """Contexts in one pass of the model."""
+    batch_sequences: int = 4
+    """Contexts in one pass of the model; more pay on a GPU, on a CPU they only cost memory."""
     shard_mib: int = 32
     """Size of a shard, for the widest hook point."""
     device: str = "auto"
