@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +17,13 @@ from hsae import config
 from hsae.device import choose_device
 from hsae.errors import UserError
 from hsae.files import alone, cache_root
+from hsae.interrupt import interruptible
 from hsae.learner import Learner, accumulate
 from hsae.metrics import Meter, Metrics
 from hsae.progress import Training
 from hsae.run import RESULT, Result, Row, Run, RunWriter
 from hsae.store import HookRecord, Store
+from hsae.store.reader import RowStream
 from hsae.trainconfig import TrainConfig
 
 # Weights this many times longer than at the start have left every regime that any rule is meant for.
@@ -46,9 +47,9 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
     progress = progress or Training()
     store = Store.open(settings.store)
     hook, record = store.hook(settings.hook)
-    device = choose_device(settings.device)
     resolved = _resolved(settings, store, hook)
     folder = cache_root() / "runs" / (settings.name or f"{store.name}-{_identity(resolved, store)}")
+    device = choose_device(settings.device)
     if (folder / RESULT).exists():
         run = Run(folder)
         if run.result.store_fingerprint != store.manifest.fingerprint:
@@ -57,31 +58,45 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         progress.say(f"{folder} is already trained: nothing to do")
         return run
     scale = settings.normalise.scale(record)
-    held_out = -(-settings.held_out // store.manifest.context)
-    if held_out >= store.manifest.sequences:
-        raise UserError(
-            f"store {store.name} has {store.manifest.sequences} sequences, {held_out} of them would be held out: "
-            "harvest more, or lower --held-out"
-        )
+    held_out = _held_out_sequences(settings, store)
     rows = store.rows(hook, settings.data_seed, held_out)
-    steps = settings.steps or int(settings.epochs * rows.rows_per_epoch) // settings.batch_tokens
-    if steps == 0:
-        raise UserError(
-            f"store {store.name} has {rows.rows_per_epoch} tokens to train on, fewer than one batch of "
-            f"{settings.batch_tokens}: harvest more, lower --batch-tokens, or raise --epochs"
-        )
-    writer = RunWriter(folder, resolved)
+    steps = _steps(settings, store, rows)
     loop = Loop(settings, record.width, device, scale)
-    loop.restore(writer)
-    begun = f", going on from step {loop.step}" if loop.step else ""
-    progress.say(f"{folder}: {steps} steps of {settings.batch_tokens:,} tokens on {device}{begun}")
-    _warn_of_scale(settings, record, scale, progress)
-    with (
-        alone(folder, "hsae train"),
-        interruptible() as interrupted,
-        progress.bar(steps, loop.step, settings.batch_tokens) as bar,
-    ):
-        saved = time.monotonic()
+    with alone(folder, "hsae train"):
+        writer = RunWriter(folder, resolved)
+        loop.restore(writer, folder, store)
+        begun = f", going on from step {loop.step}" if loop.step else ""
+        progress.say(f"{folder}: {steps} steps of {settings.batch_tokens:,} tokens on {device}{begun}")
+        _warn_of_scale(settings, record, scale, progress)
+        _fit(loop, rows, steps, writer, progress, store)
+        held = _held_out(store, hook, held_out, settings.held_out) * scale
+        saes = {(x.name, x.seed): x.sae(scale) for i, x in enumerate(loop.learners) if i not in loop.diverged}
+        if settings.normalise.fold:
+            saes = {key: sae.folded() for key, sae in saes.items()}
+        result = Result(
+            version=1,
+            store=resolved["store"],
+            store_fingerprint=store.manifest.fingerprint,
+            model=store.manifest.model,
+            hook=hook,
+            width=record.width,
+            latents=settings.latents,
+            scale=scale,
+            folded=settings.normalise.fold,
+            steps=loop.step,
+            tokens=loop.step * settings.batch_tokens,
+            held_out=len(held),
+            dead_window=settings.dead_window,
+            rows=tuple(loop.row(i, held.to(device)) for i in range(len(loop.learners))),
+        )
+        return writer.finish(saes, result)
+
+
+def _fit(loop: Loop, rows: RowStream, steps: int, writer: RunWriter, progress: Training, store: Store) -> None:
+    """The training loop: from the loop's step to the last, with checkpoints on the way."""
+    settings = loop.settings
+    with interruptible() as interrupted, progress.bar(steps, loop.step, settings.batch_tokens) as bar:
+        saved, told = time.monotonic(), set(loop.diverged)
         batches = rows.batches(settings.batch_tokens, start=loop.step * settings.batch_tokens)
         while loop.step < steps and loop.active:
             records = loop.advance(next(batches), last=loop.step + 1 == steps)
@@ -89,36 +104,15 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
                 writer.log(records)
             progress.update(records)
             bar.advance(settings.batch_tokens)
-            for learner, reason in loop.news():
-                progress.say(f"{learner}: diverged {reason}")
+            for i in loop.diverged.keys() - told:
+                told.add(i)
+                progress.say(f"{loop.learners[i].name} (seed {loop.learners[i].seed}): diverged {loop.diverged[i]}")
             stop = interrupted()
             if stop or loop.step == steps or time.monotonic() - saved >= settings.checkpoint_seconds:
-                writer.checkpoint(*loop.snapshot())
+                writer.checkpoint(*loop.snapshot(store))
                 saved = time.monotonic()
             if stop:
                 raise KeyboardInterrupt(f"stopped at step {loop.step} of {steps}; the same command goes on from there")
-    held = _held_out(store, hook, held_out, settings.held_out) * scale
-    rows_of_table = tuple(loop.row(i, held.to(device)) for i in range(len(loop.learners)))
-    saes = {(x.name, x.seed): x.sae(scale) for i, x in enumerate(loop.learners) if i not in loop.diverged}
-    if settings.normalise.fold:
-        saes = {key: sae.folded() for key, sae in saes.items()}
-    result = Result(
-        version=1,
-        store=str(store.folder) if store.folder.parent != cache_root() / "activations" else store.name,
-        store_fingerprint=store.manifest.fingerprint,
-        model=store.manifest.model,
-        hook=hook,
-        width=record.width,
-        latents=settings.latents,
-        scale=scale,
-        folded=settings.normalise.fold,
-        steps=loop.step,
-        tokens=loop.step * settings.batch_tokens,
-        held_out=len(held),
-        dead_window=settings.dead_window,
-        rows=rows_of_table,
-    )
-    return writer.finish(saes, result)
 
 
 class Loop:
@@ -134,7 +128,6 @@ class Loop:
         ]
         self.step = 0
         self.diverged: dict[int, str] = {}
-        self._told: set[int] = set()
         self._seconds = [0.0] * len(self.learners)
         self._start_norm = [float(x.weights["encoder"].W.norm()) for x in self.learners]
         # For each latent, the number of training tokens seen when it last fired.
@@ -171,7 +164,7 @@ class Loop:
                     self.diverged[i] = f"{'at' if self.device.type == 'cpu' else 'by'} step {self.step}: {reason}"
                 elif logged:
                     head = {"step": self.step, "setup": learner.name, "seed": learner.seed}
-                    records.append(head | dataclasses.asdict(metrics) | {"dead": self._dead(i)})
+                    records.append(head | _finite(dataclasses.asdict(metrics)) | {"dead": self._dead(i)})
             self._seconds[i] += time.perf_counter() - began
         return records
 
@@ -192,13 +185,6 @@ class Loop:
                 return f"the {name}'s weights grew {EXPLODED:.0e} times; likely a rule without decay, or {hint}"
         return None
 
-    def news(self) -> Iterator[tuple[str, str]]:
-        """Divergences not told before: (setup and seed, what happened)."""
-        for i, reason in self.diverged.items():
-            if i not in self._told:
-                self._told.add(i)
-                yield f"{self.learners[i].name} (seed {self.learners[i].seed})", reason
-
     def _dead(self, i: int) -> int:
         seen = self.step * self.settings.batch_tokens
         return int((seen - self._last_fired[i] >= min(self.settings.dead_window, seen)).sum())
@@ -217,23 +203,31 @@ class Loop:
             meter.add(block, forward.error, forward.code, learner.setup.sae.penalty(forward.code, block.shape[1]))
         values = dataclasses.asdict(meter.result())
         shared = {f.name: values[f.name] for f in dataclasses.fields(Row) if f.name in values}
-        finite = {key: value if math.isfinite(value) else None for key, value in shared.items()}
-        return Row(setup=learner.name, seed=learner.seed, dead=self._dead(i), tokens_per_second=speed, **finite)
+        return Row(
+            setup=learner.name, seed=learner.seed, dead=self._dead(i), tokens_per_second=speed, **_finite(shared)
+        )
 
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def snapshot(self, store: Store) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that going on needs: tensors, and plain data."""
         tensors = {}
         for i, learner in enumerate(self.learners):
             tensors |= {f"{i}.{key}": value for key, value in learner.tensors().items()}
             tensors[f"{i}.last_fired"] = self._last_fired[i]
-        return tensors, {"step": self.step, "diverged": self.diverged, "seconds": self._seconds}
+        state = {"step": self.step, "diverged": self.diverged, "seconds": self._seconds}
+        return tensors, state | {"store": store.manifest.fingerprint}
 
-    def restore(self, writer: RunWriter) -> None:
-        """Go on from a run's checkpoint, if it has one."""
+    def restore(self, writer: RunWriter, folder: Path, store: Store) -> None:
+        """Go on from a run's checkpoint, if it has one.
+
+        Raises:
+            UserError: the checkpoint was made on other data.
+        """
         saved = writer.restore()
         if saved is None:
             return
         tensors, state = saved
+        if state["store"] != store.manifest.fingerprint:
+            raise UserError(f"{folder}: was begun on another store; give another --name, or delete it")
         self.step, self._seconds = state["step"], state["seconds"]
         self.diverged = {int(i): reason for i, reason in state["diverged"].items()}
         for i, learner in enumerate(self.learners):
@@ -256,6 +250,33 @@ def _identity(resolved: Mapping[str, Any], store: Store) -> str:
     return config.fingerprint([settings, store.manifest.fingerprint])
 
 
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same numbers, None for those that JSON cannot hold."""
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+
+def _held_out_sequences(settings: TrainConfig, store: Store) -> int:
+    """How many of the store's last sequences are held out."""
+    held_out, there = -(-settings.held_out // store.manifest.context), store.manifest.sequences
+    if held_out >= there:
+        raise UserError(
+            f"store {store.name} has {there} sequences, {held_out} of them would be held out: "
+            "harvest more, or lower --held-out"
+        )
+    return held_out
+
+
+def _steps(settings: TrainConfig, store: Store, rows: RowStream) -> int:
+    """How many steps the settings ask for."""
+    steps = settings.steps or int(settings.epochs * rows.rows_per_epoch) // settings.batch_tokens
+    if steps == 0:
+        raise UserError(
+            f"store {store.name} has {rows.rows_per_epoch} tokens to train on, fewer than one batch of "
+            f"{settings.batch_tokens}: harvest more, lower --batch-tokens, or raise --epochs"
+        )
+    return steps
+
+
 def _warn_of_scale(settings: TrainConfig, record: HookRecord, scale: float, progress: Training) -> None:
     """The defaults are the paper's, for a variance per dimension of 5.6e-4: say so when the data are far from it."""
     variance = record.variance * scale**2
@@ -272,28 +293,3 @@ def _held_out(store: Store, hook: str, sequences: int, tokens: int) -> Float[Ten
     if len(rows) == 0:
         raise UserError(f"store {store.name}: no position of the last {sequences} sequences counts; raise --held-out")
     return rows
-
-
-@contextmanager
-def interruptible() -> Iterator[Any]:
-    """Ctrl-C sets a flag, so that a step is never cut in two; a second Ctrl-C ends at once.
-
-    Yields:
-        a function: was Ctrl-C pressed?
-    """
-    pressed = []
-
-    def press(number: int, frame: Any) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    try:
-        old = signal.signal(signal.SIGINT, press)
-    except ValueError:  # not in the main thread: Ctrl-C is somebody else's
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, old)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,16 @@ def test_a_run_cut_off_ends_the_same_to_the_bit(planted: Planted, step: int):
     cut = train(config(name="cut", checkpoint_seconds=0.0))
     assert all(torch.equal(value, weights(cut)[key]) for key, value in weights(whole).items())
     assert (cut.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+
+
+def test_a_run_does_not_go_on_with_other_data(planted: Planted, cache: Path):
+    planted()
+    with pytest.raises(Cut):
+        train(config(name="cut", store="planted", checkpoint_seconds=0.0), CutAt(3))
+    shutil.rmtree(cache / "activations" / "planted")
+    planted(features=8)
+    with pytest.raises(UserError, match="was begun on another store"):
+        train(config(name="cut", store="planted", checkpoint_seconds=0.0))
 
 
 def start(*words: str) -> subprocess.Popen[str]:
