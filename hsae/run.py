@@ -26,6 +26,8 @@ from hsae.setup import Setup
 RESULT, CONFIG, METRICS = "run.json", "config.toml", "metrics.jsonl"
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "sae.safetensors"
 VERSION = 1
+# Settings that change how training goes, not what comes out.
+INDIFFERENT = ("device", "checkpoint_seconds", "log_every", "micro_batch")
 
 
 @dataclass(frozen=True)
@@ -165,12 +167,18 @@ class RunWriter:
     def __init__(self, folder: Path, resolved: Mapping[str, Any]) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        text = tomli_w.dumps({"train": dict(resolved)})
         path = folder / CONFIG
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise UserError(f"{folder}: holds a run with another config; give another --name, or delete it")
+        if path.exists():
+            there = config.read_file(path, "train")
+            differ = [key for key in {**there, **resolved} if there.get(key) != resolved.get(key)]
+            if differ := [key for key in differ if key not in INDIFFERENT]:
+                what = ", ".join(differ)
+                raise UserError(
+                    f"{folder}: holds a run with another config ({what}); give another --name, or delete it"
+                )
+            return
         with replacing(path) as aside:
-            aside.write_text(text, encoding="utf-8")
+            aside.write_text(tomli_w.dumps({"train": dict(resolved)}), encoding="utf-8")
 
     def checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Save everything that going on needs."""

@@ -21,7 +21,7 @@ from hsae.interrupt import interruptible
 from hsae.learner import Learner, accumulate
 from hsae.metrics import Meter, Metrics
 from hsae.progress import Training
-from hsae.run import RESULT, Result, Row, Run, RunWriter
+from hsae.run import INDIFFERENT, RESULT, Result, Row, Run, RunWriter
 from hsae.store import HookRecord, Store
 from hsae.store.reader import RowStream
 from hsae.trainconfig import TrainConfig
@@ -245,8 +245,7 @@ def _resolved(settings: TrainConfig, store: Store, hook: str) -> dict[str, Any]:
 
 def _identity(resolved: Mapping[str, Any], store: Store) -> str:
     """What tells runs on a store apart: all settings that change the result, and the store's bytes."""
-    indifferent = ("name", "store", "device", "checkpoint_seconds", "log_every", "micro_batch")
-    settings = {key: value for key, value in resolved.items() if key not in indifferent}
+    settings = {key: value for key, value in resolved.items() if key not in ("name", "store", *INDIFFERENT)}
     return config.fingerprint([settings, store.manifest.fingerprint])
 
 

@@ -125,5 +125,7 @@ def test_a_diverged_setup_is_exit_code_1(planted: Callable[..., Store]):
 def test_a_run_with_another_config_is_not_overwritten(planted: Callable[..., Store]):
     planted()
     assert run([*TRAIN, "--name", "x"]) == 0
-    with pytest.raises(UserError, match="holds a run with another config; give another --name"):
+    with pytest.raises(UserError, match=r"holds a run with another config \(latents\); give another --name"):
         run([*TRAIN, "--name", "x", "--latents", "49"])
+    # What does not change the result is no other config.
+    assert run([*TRAIN, "--name", "x", "--log-every", "2", "--checkpoint-seconds", "1"]) == 0
