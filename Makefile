@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HSAE := $(BIN)/hsae
 
-.PHONY: install demo test check lock clean-cache
+.PHONY: install demo test check lock
 
 install: $(VENV)/.installed
 
@@ -27,7 +27,7 @@ test: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # New exact versions, from the ranges in pyproject.toml. The lock names no platform: torch==X, without +cpu.
 lock:
