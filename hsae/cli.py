@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import io
 import os
 import re
@@ -47,6 +48,11 @@ def main() -> NoReturn:
         # The reader of our output (head, less) is gone: that is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:  # no file of the user's: a fault of ours
+            raise
+        print(f"hsae: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        code = 2
     sys.exit(code)
 
 

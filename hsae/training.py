@@ -226,7 +226,7 @@ class Loop:
         if saved is None:
             return
         tensors, state = saved
-        if state["store"] != store.manifest.fingerprint:
+        if state.get("store") != store.manifest.fingerprint:
             raise UserError(f"{folder}: was begun on another store; give another --name, or delete it")
         self.step, self._seconds = state["step"], state["seconds"]
         self.diverged = {int(i): reason for i, reason in state["diverged"].items()}

@@ -58,6 +58,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert line in failed(capsys, monkeypatch, *args)
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("HSAE_CACHE", str(tmp_path / "file"))
+    line = failed(capsys, monkeypatch, "harvest", "--model", "bundled", "--data", "bundled", "--tokens", "2000")
+    assert str(tmp_path / "file") in line
+
+
 def test_help_imports_nothing_heavy():
     heavy = "{'torch', 'transformer_lens', 'tyro'}"
     code = f"import sys; from hsae.cli import run; run(['--help']); print({heavy} & {{*sys.modules}})"
