@@ -17,6 +17,8 @@ def fraction(value: float | None) -> str:
     """.929, or -13.2 when it is no fraction at all."""
     if value is None:
         return NONE
+    if abs(value) >= 999.5:
+        return scientific(value)
     return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:.3g}"
 
 

@@ -66,8 +66,9 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         writer = RunWriter(folder, resolved)
         loop.restore(writer, folder, store)
         begun = f", going on from step {loop.step}" if loop.step else ""
-        progress.say(f"{folder}: {steps} steps of {settings.batch_tokens:,} tokens on {device}{begun}")
-        _warn_of_scale(settings, record, scale, progress)
+        count = f"{steps:,} step{'' if steps == 1 else 's'}"
+        progress.say(f"{folder}: {count} of {settings.batch_tokens:,} tokens on {device}{begun}")
+        _warn(settings, record, scale, steps, progress)
         _fit(loop, rows, steps, writer, progress, store)
         held = _held_out(store, hook, held_out, settings.held_out) * scale
         saes = {(x.name, x.seed): x.sae(scale) for i, x in enumerate(loop.learners) if i not in loop.diverged}
@@ -276,8 +277,10 @@ def _steps(settings: TrainConfig, store: Store, rows: RowStream) -> int:
     return steps
 
 
-def _warn_of_scale(settings: TrainConfig, record: HookRecord, scale: float, progress: Training) -> None:
-    """The defaults are the paper's, for a variance per dimension of 5.6e-4: say so when the data are far from it."""
+def _warn(settings: TrainConfig, record: HookRecord, scale: float, steps: int, progress: Training) -> None:
+    """Say what makes a poor run: data far from what the defaults are made for (the paper's), or very few steps."""
+    if steps < 50:
+        progress.say("note: few steps; a smaller --batch-tokens or more --epochs make more of this store")
     variance = record.variance * scale**2
     if not 1 / 4 < variance / 5.6e-4 < 4 and settings.normalise.mode == "none":
         progress.say(
