@@ -60,10 +60,9 @@ def _tune_process() -> None:
     """Settings that PyTorch and the C library read when they start. They change the speed, never a result."""
     # Huge pages for large tensors, on Linux.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # Threads that wait for each other sleep instead of spinning: several times faster where cores are shared.
+    # Threads that wait for each other sleep instead of spinning on cores that others could use.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # glibc gives large temporaries back to the system at once, and every step faults their pages in again. Kept, they
-    # make training about a third faster.
+    # glibc gives large temporaries back to the system at once, and every step faults their pages in again: keep them.
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
