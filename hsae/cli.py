@@ -108,12 +108,26 @@ def _train(args: list[str]) -> int:
     where, table, flags = _config_file(args, "train")
     table, flags = _choose_setups(table, flags)
     base = TrainConfig.from_table(table, where)
-    settings = _flags(TrainConfig, base, _for_each_setup(flags, base.setup), "train")
+    settings = _flags(TrainConfig, base, _for_each_setup(flags, base.setup), "train", _train_description())
     console = _console()
     result = train(settings, Training(console))
     console.print(run_table(result))
     console.print(f"next: hsae inspect --run {result.name}", highlight=False, markup=False, soft_wrap=True)
     return 1 if any(row.diverged for row in result.result.rows) else 0
+
+
+def _train_description() -> str:
+    """What `hsae train --help` says beside the flags: the names that a flag can take, and how far it reaches."""
+    from hsae import registry
+    from hsae.setup import stock
+
+    return (
+        "Train one or more setups, under one or more seeds, in one reading of a store.\n\n"
+        f"setups: {', '.join(stock())}  (--setups NAME …)\n\n"
+        f"rules: {', '.join(registry.names('hsae.rules'))}  (--encoder.rule NAME, --decoder.rule NAME)\n\n"
+        f"variants: {', '.join(registry.names('hsae.sae'))}  (--sae.kind NAME)\n\n"
+        "--encoder.lr 1e-3 sets the field in every setup that has it, --setup.bp.encoder.lr 1e-3 in one."
+    )
 
 
 def _inspect(args: list[str]) -> int:
@@ -145,7 +159,7 @@ def _config_file(args: list[str], section: str) -> tuple[str, dict[str, Any], li
     return "defaults", {}, args
 
 
-def _flags(kind: type[T], default: T, args: list[str], verb: str) -> T:
+def _flags(kind: type[T], default: T, args: list[str], verb: str, description: str | None = None) -> T:
     """Override a config's fields by `--key value`."""
     import tyro
 
@@ -159,6 +173,7 @@ def _flags(kind: type[T], default: T, args: list[str], verb: str) -> T:
                 default=default,
                 args=args,
                 prog=f"hsae {verb} [CONFIG.toml]",
+                description=description,
                 return_unknown_args=True,
                 config=(tyro.conf.AvoidSubcommands,),
             )
