@@ -116,11 +116,11 @@ class Learner:
 
     def update(self, statistics: Mapping[str, Statistics]) -> None:
         """One step from a whole batch's statistics: every rule displaces the synapses that it serves."""
-        served: dict[Rule, dict[str, Part]] = defaultdict(dict)
+        served: dict[type[Rule], dict[str, Part]] = defaultdict(dict)
         for name, rule in self.rules.items():
-            served[rule][name] = Part(statistics[name], self.weights[name], self.state[name])
-        for rule, parts in served.items():
-            for name, (change, state) in rule.step(parts).items():
+            served[type(rule)][name] = Part(rule, statistics[name], self.weights[name], self.state[name])
+        for kind, parts in served.items():
+            for name, (change, state) in kind.step(parts).items():
                 self.weights[name], self.state[name] = self.weights[name].plus(change), state
 
     def sae(self, scale: float) -> SAE:

@@ -39,16 +39,16 @@ class Row:
 
     setup: str
     seed: int
-    mse: float | None
-    evr: float | None
-    evr_std: float | None
-    evr_median: float | None
-    evr_pooled: float | None
-    l1: float | None
-    l0: float | None
-    dictionary: int | None
-    dead: int | None
-    tokens_per_second: float | None
+    mse: float | None = None
+    evr: float | None = None
+    evr_std: float | None = None
+    evr_median: float | None = None
+    evr_pooled: float | None = None
+    l1: float | None = None
+    l0: float | None = None
+    dictionary: int | None = None
+    dead: int | None = None
+    tokens_per_second: float | None = None
     diverged: str | None = None
 
 

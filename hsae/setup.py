@@ -79,9 +79,8 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     for key, value in change.items():
         old = merged.get(key)
         if isinstance(old, str) and isinstance(value, Mapping):
-            selector = "kind" if key == "sae" else "rule"
-            old = {selector: old}
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and not ({"rule", "kind"} & set(value)):
+            old = {(Variant if key == "sae" else Rule).selector: old}
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not {Rule.selector, Variant.selector} & {*value}:
             value = {**old, **value}
         merged[key] = value
     return merged

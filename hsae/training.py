@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,12 +63,12 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
     loop = Loop(settings, record.width, device, scale)
     with alone(folder, "hsae train"):
         writer = RunWriter(folder, resolved)
-        loop.restore(writer, folder, store)
+        loop.restore(writer, store)
         begun = f", going on from step {loop.step}" if loop.step else ""
         count = f"{steps:,} step{'' if steps == 1 else 's'}"
         progress.say(f"{folder}: {count} of {settings.batch_tokens:,} tokens on {device}{begun}")
         _warn(settings, record, scale, steps, progress)
-        _fit(loop, rows, steps, writer, progress, store)
+        _fit(loop, store, rows, steps, writer, progress)
         held = _held_out(store, hook, held_out, settings.held_out) * scale
         saes = {(x.name, x.seed): x.sae(scale) for i, x in enumerate(loop.learners) if i not in loop.diverged}
         if settings.normalise.fold:
@@ -93,7 +92,7 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         return writer.finish(saes, result)
 
 
-def _fit(loop: Loop, rows: RowStream, steps: int, writer: RunWriter, progress: Training, store: Store) -> None:
+def _fit(loop: Loop, store: Store, rows: RowStream, steps: int, writer: RunWriter, progress: Training) -> None:
     """The training loop: from the loop's step to the last, with checkpoints on the way."""
     settings = loop.settings
     with interruptible() as interrupted, progress.bar(steps, loop.step, settings.batch_tokens) as bar:
@@ -196,8 +195,7 @@ class Loop:
         seconds = self._seconds[i]
         speed = self.step * self.settings.batch_tokens / seconds if seconds else None
         if i in self.diverged:
-            nothing = {f.name: None for f in dataclasses.fields(Row)}
-            return Row(**nothing | {"setup": learner.name, "seed": learner.seed, "diverged": self.diverged[i]})  # pyright: ignore
+            return Row(learner.name, learner.seed, diverged=self.diverged[i])
         meter = Meter(held.double().mean(0).float(), self.settings.latents)
         for block in held.split(self.micro_batch):
             forward = learner.forward(block)
@@ -217,7 +215,7 @@ class Loop:
         state = {"step": self.step, "diverged": self.diverged, "seconds": self._seconds}
         return tensors, state | {"store": store.manifest.fingerprint}
 
-    def restore(self, writer: RunWriter, folder: Path, store: Store) -> None:
+    def restore(self, writer: RunWriter, store: Store) -> None:
         """Go on from a run's checkpoint, if it has one.
 
         Raises:
@@ -228,7 +226,7 @@ class Loop:
             return
         tensors, state = saved
         if state.get("store") != store.manifest.fingerprint:
-            raise UserError(f"{folder}: was begun on another store; give another --name, or delete it")
+            raise UserError(f"{writer.folder}: was begun on another store; give another --name, or delete it")
         self.step, self._seconds = state["step"], state["seconds"]
         self.diverged = {int(i): reason for i, reason in state["diverged"].items()}
         for i, learner in enumerate(self.learners):

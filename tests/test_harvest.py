@@ -386,7 +386,10 @@ def test_killed_at_any_instant(tmp_path: Path) -> None:
 # ---- real models
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the folder shared/data with real models is not there")
+@pytest.mark.skipif(
+    not SHARED.exists(),
+    reason="needs the real models and text of ../shared/data, which may not be copied into the project",
+)
 def test_tinystories_1m_layout_with_the_default_config(cache: Path, tmp_path: Path) -> None:
     """A folder in the hub's layout with TinyStories-1M's own sizes, harvested as by default, equals TransformerLens."""
     folder = tmp_path / "TinyStories-1M"
@@ -406,7 +409,10 @@ def test_tinystories_1m_layout_with_the_default_config(cache: Path, tmp_path: Pa
     assert store.tokenizer.decode(tokens[0].tolist())[:20] == Path(text).read_text()[:20]
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the folder shared/data with real models is not there")
+@pytest.mark.skipif(
+    not SHARED.exists(),
+    reason="needs the real models and text of ../shared/data, which may not be copied into the project",
+)
 def test_stories260k(cache: Path) -> None:
     data = (str(SHARED / "text" / "tinystories_train_sample.txt"),)
     model = str(SHARED / "stories260K")

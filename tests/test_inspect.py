@@ -334,7 +334,7 @@ class TestPieces:
         wrapped = Pieces(transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer))
         assert wrapped(ids) == pieces
 
-    @pytest.mark.skipif(not (SHARED / "data" / "stories260K").is_dir(), reason="no ../shared/data/stories260K")
+    @pytest.mark.skipif(not (SHARED / "data" / "stories260K").is_dir(), reason="needs the tokeniser of ../shared/data")
     def test_sentencepiece_keeps_the_leading_space(self) -> None:
         tokenizer = Tokenizer.from_file(str(SHARED / "data" / "stories260K" / "tokenizer.json"))
         ids = tokenizer.encode("Once upon a time, Zoë said: “hi”\nThe end", add_special_tokens=False).ids

@@ -62,7 +62,7 @@ def test_a_rule_changes_nothing_that_it_is_given(rule: Rule):
     kept_state = {key: value.clone() for key, value in state.items()}
     statistics = rule.statistics(whole.synapse("encoder"))
     kept = {key: value.clone() for key, value in statistics.items()}
-    change, _ = rule.step({"encoder": Part(statistics, weights, state)})["encoder"]
+    change, _ = rule.step({"encoder": Part(rule, statistics, weights, state)})["encoder"]
     assert bool(torch.isfinite(change.W).all())
     assert change.W.abs().max() > 0
     assert all(torch.equal(a, b) for a, b in zip(before, (whole.x, whole.u, whole.code, weights.W), strict=True))
@@ -96,9 +96,10 @@ def test_gradients_equal_autograd(variant: Variant, tied: bool):
         torch.testing.assert_close(hand.synapse("decoder").gradient().W / 30, W_dec.grad)
 
 
-@pytest.mark.parametrize("clip", [1.0, 0.01])
-def test_backprop_steps_equal_torch_adam_with_clipping_over_the_whole_sae(clip: float):
-    setup = resolve(["bp"], {"bp": {"encoder": {"clip": clip}, "decoder": {"clip": clip}}}, "test")["bp"]
+@pytest.mark.parametrize(("clip", "decoder_lr"), [(1.0, 1e-2), (0.01, 1e-2), (0.01, 3e-3)])
+def test_backprop_steps_equal_torch_adam_with_clipping_over_the_whole_sae(clip: float, decoder_lr: float):
+    rules = {"encoder": {"clip": clip}, "decoder": {"clip": clip, "lr": decoder_lr}}
+    setup = resolve(["bp"], {"bp": rules}, "test")["bp"]
     learner = Learner("bp", setup, seed=0, width=6, latents=10, device=torch.device("cpu"))
     encoder = torch.nn.Linear(6, 10)
     with torch.no_grad():
@@ -106,7 +107,7 @@ def test_backprop_steps_equal_torch_adam_with_clipping_over_the_whole_sae(clip: 
         encoder.bias.zero_()
     W_dec = torch.nn.Parameter(learner.weights["decoder"].W.clone())
     parameters = [*encoder.parameters(), W_dec]
-    adam = torch.optim.Adam(parameters, lr=1e-2)
+    adam = torch.optim.Adam([{"params": [*encoder.parameters()]}, {"params": [W_dec], "lr": decoder_lr}], lr=1e-2)
     generator = torch.Generator().manual_seed(9)
     for _ in range(5):
         x = torch.randn(64, 6, generator=generator)

@@ -57,8 +57,9 @@ class Synapse:
 
 @dataclass(frozen=True)
 class Part:
-    """One synapse's share of an update: the batch's statistics, the weights that made them, and the rule's state."""
+    """One synapse's share of an update: its rule, the batch's statistics, the weights behind them, the rule's state."""
 
+    rule: Rule
     statistics: Statistics
     weights: Weights
     state: State
@@ -87,9 +88,10 @@ class Rule(Registered, ABC):
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
         """The change to add to the weights, and the next state."""
 
-    def step(self, parts: Mapping[str, Part]) -> dict[str, tuple[Weights, State]]:
-        """Displacements of all synapses of one SAE that this rule serves.
+    @classmethod
+    def step(cls, parts: Mapping[str, Part]) -> dict[str, tuple[Weights, State]]:
+        """Displacements of all synapses of one SAE that rules of this class serve, whatever their settings.
 
-        One by one, unless the rule couples them (backpropagation clips the norm of all its gradients together).
+        One by one, unless the class couples them (backpropagation clips the norm of all gradients together).
         """
-        return {name: self.displacement(p.statistics, p.weights, p.state) for name, p in parts.items()}
+        return {name: p.rule.displacement(p.statistics, p.weights, p.state) for name, p in parts.items()}

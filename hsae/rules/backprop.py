@@ -1,7 +1,7 @@
 """Backpropagation: the statistics are the gradients, the displacement is Adam's.
 
-Adam as Kingma & Ba, arXiv 1412.6980, Algorithm 1. The gradient's norm, over everything that the rule serves in one
-SAE, is clipped first. Gradients are those of the loss averaged over the batch's tokens.
+Adam as Kingma & Ba, arXiv 1412.6980, Algorithm 1. The gradient's norm, over everything in one SAE that learns by
+backpropagation, is clipped first. Gradients are those of the loss averaged over the batch's tokens.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from hsae.config import require
 from hsae.rules import Part, Rule, State, Statistics, Synapse, Weights
@@ -49,19 +51,20 @@ class Backprop(Rule):
         sums = {"W": gradient.W, "tokens": torch.tensor(float(len(synapse.x)), device=synapse.x.device)}
         return sums if gradient.b is None else sums | {"b": gradient.b}
 
-    def step(self, parts: Mapping[str, Part]) -> dict[str, tuple[Weights, State]]:
-        means = {
-            name: {key: value / p.statistics["tokens"] for key, value in p.statistics.items() if key != "tokens"}
-            for name, p in parts.items()
-        }
-        if self.clip:
-            norm = torch.stack([g.norm() for part in means.values() for g in part.values()]).norm()
-            factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-            means = {name: {key: g * factor for key, g in part.items()} for name, part in means.items()}
-        return {name: self._adam(means[name], p.weights, p.state) for name, p in parts.items()}
+    @classmethod
+    def step(cls, parts: Mapping[str, Part]) -> dict[str, tuple[Weights, State]]:
+        gradients = {name: _mean(p.statistics) for name, p in parts.items()}
+        norm = torch.stack([g.norm() for gradient in gradients.values() for g in gradient.values()]).norm()
+        return {name: p.rule._clipped_adam(gradients[name], norm, p) for name, p in parts.items()}  # pyright: ignore[reportAttributeAccessIssue]
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
-        return self.step({"": Part(statistics, weights, state)})[""]
+        return self.step({"": Part(self, statistics, weights, state)})[""]
+
+    def _clipped_adam(self, gradient: Statistics, norm: Float[Tensor, ""], part: Part) -> tuple[Weights, State]:
+        if self.clip:
+            factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+            gradient = {key: g * factor for key, g in gradient.items()}
+        return self._adam(gradient, part.weights, part.state)
 
     def _adam(self, gradient: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
         # A device tensor, so that a GPU never waits for the host.
@@ -77,3 +80,8 @@ class Backprop(Rule):
             move = -self.lr * (mean / debias1) / ((square / debias2).sqrt() + self.eps)
             change = replace(change, **{name: move})
         return change, new
+
+
+def _mean(sums: Statistics) -> Statistics:
+    """The gradient of the loss averaged over tokens, from sums over tokens."""
+    return {key: value / sums["tokens"] for key, value in sums.items() if key != "tokens"}
