@@ -101,7 +101,7 @@ def _harvest(args: list[str]) -> int:
 
 def _train(args: list[str]) -> int:
     from hsae.inspect.terminal import run_table
-    from hsae.progress import Training
+    from hsae.progress import Training, say
     from hsae.trainconfig import TrainConfig
     from hsae.training import train
 
@@ -112,7 +112,7 @@ def _train(args: list[str]) -> int:
     console = _console()
     result = train(settings, Training(console))
     console.print(run_table(result))
-    console.print(f"next: hsae inspect --run {result.name}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"next: hsae inspect --run {result.name}")
     return 1 if any(row.diverged for row in result.result.rows) else 0
 
 

@@ -75,7 +75,13 @@ class Bar:
             left = duration((self.total - self._done) / max(self.rate, 1e-9))
             done = f"{self.verb}: {self._done:,} of {self.total:,} {self.unit}"
             line = f"{done}, {self.rate:,.0f} {self.unit}/s, {left} left{self._note()}"
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(self.console, line)
+
+
+def say(console: Console, text: str) -> None:
+    """Print plain lines."""
+    # A file or a pipe gets whole lines, a terminal lines that break between words.
+    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 class _Drawn(Progress):
@@ -112,7 +118,7 @@ class Training:
     def say(self, line: str) -> None:
         """One line, above the live part."""
         if self.console is not None:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(self.console, line)
 
     def bar(self, steps: int, at: int, batch_tokens: int) -> Bar:
         """The bar of a run of so many steps, `at` of which are done."""

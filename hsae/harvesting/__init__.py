@@ -10,10 +10,11 @@ from hsae import config as configs
 from hsae.errors import UserError
 from hsae.files import cache_root
 from hsae.harvesting.config import HarvestConfig
-from hsae.harvesting.job import Job, facts, say
+from hsae.harvesting.job import Job, facts
 from hsae.harvesting.sources import open_source
 from hsae.harvesting.text import Source
 from hsae.lm import files_fingerprint, load_lm
+from hsae.progress import say
 from hsae.store import Manifest
 from hsae.store.manifest import NAME
 from hsae.store.writer import JOURNAL, PLAN

@@ -27,7 +27,7 @@ from hsae.harvesting.exclude import keep_mask
 from hsae.harvesting.packing import Cursor, Packing, Row, Rows
 from hsae.harvesting.text import Source
 from hsae.lm import LM, files_fingerprint
-from hsae.progress import Bar
+from hsae.progress import Bar, say
 from hsae.store import Manifest, StoreWriter
 from hsae.store.manifest import BYTES, DTYPES
 from hsae.store.writer import PLAN
@@ -245,9 +245,3 @@ def facts(manifest: Manifest, folder: Path) -> str:
             f"{f' (left out: {left})' if left else ''}, variance {record.variance:.4g}"
         )
     return "\n".join(lines)
-
-
-def say(console: Console, text: str) -> None:
-    """Print plain lines."""
-    # A file or a pipe gets whole lines, a terminal lines that break between words.
-    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
