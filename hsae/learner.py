@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hsae.rules import Part, Rule, State, Statistics, Synapse, Weights
-from hsae.sae import SAE, Variant
+from hsae.forward import Auxiliary, Forward
+from hsae.revival import Patient
+from hsae.rules import Part, Rule, State, Statistics, Weights
+from hsae.sae import SAE
 from hsae.setup import Setup
+from hsae.steering import Steering
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in the training a step is: the `step`-th of `steps`, and which latents are dead for the setup's revival."""
+
+    step: int
+    steps: int
+    dead: Bool[Tensor, "latent"] | None = None
 
 
 def initial_weights(setup: Setup, width: int, latents: int, seed: int) -> dict[str, Weights]:
@@ -22,130 +34,132 @@ def initial_weights(setup: Setup, width: int, latents: int, seed: int) -> dict[s
     """
     generator = torch.Generator().manual_seed(seed)
     bound = width**-0.5
+    std = setup.init_std or ((2 / latents) ** 0.5 if setup.init == "tied-safe" else bound)
 
     def matrix() -> Tensor:
         if setup.init == "kaiming":
             return torch.empty(latents, width).uniform_(-bound, bound, generator=generator)
-        return torch.randn(latents, width, generator=generator) * (setup.init_std or bound)
+        return torch.randn(latents, width, generator=generator) * std
 
     W_enc = matrix()
     b_enc = torch.empty(latents).uniform_(-bound, bound, generator=generator)
-    encoder = Weights(W_enc, b_enc if setup.init == "kaiming" else setup.encoder.bias(latents))
-    return {"encoder": encoder} if setup.tied else {"encoder": encoder, "decoder": Weights(matrix())}
-
-
-class Forward:
-    """One micro-batch through one SAE. Everything is computed once, when first asked for.
-
-    The loss, summed over tokens: ‖x̂ - x‖² / width + the variant's penalty. So its mean over tokens is the mean squared
-    error over tokens and dimensions, plus the penalty.
-    """
-
-    def __init__(self, x: Float[Tensor, "token width"], weights: Mapping[str, Weights], variant: Variant) -> None:
-        self.x, self.variant = x, variant
-        self.encoder = weights["encoder"]
-        self.tied = "decoder" not in weights
-        self.decoder = weights["encoder" if self.tied else "decoder"]
-        self.width = x.shape[1]
-
-    @cached_property
-    def u(self) -> Float[Tensor, "token latent"]:
-        """The drive."""
-        assert self.encoder.b is not None
-        return (self.x @ self.encoder.W.T).add_(self.encoder.b)
-
-    @cached_property
-    def code(self) -> Float[Tensor, "token latent"]:
-        """The latents' activations."""
-        return self.variant.activate(self.u)
-
-    @cached_property
-    def error(self) -> Float[Tensor, "token width"]:
-        """Reconstruction minus input."""
-        return torch.addmm(self.x, self.code, self.decoder.W, beta=-1)
-
-    @cached_property
-    def _through_decoder(self) -> Float[Tensor, "token width"]:
-        return self.error * (2 / self.width)
-
-    @cached_property
-    def _through_code(self) -> Float[Tensor, "token latent"]:
-        return self.variant.backward(self.code, self._through_decoder @ self.decoder.W.T, self.width)
-
-    def _decoder_gradient(self) -> Weights:
-        return Weights(self.code.T @ self._through_decoder)
-
-    def _encoder_gradient(self) -> Weights:
-        W = self._through_code.T @ self.x
-        if self.tied:
-            W += self._decoder_gradient().W
-        # A product with a row of ones is many times faster than PyTorch's sum over the first dimension.
-        return Weights(W, (self.x.new_ones(1, len(self.x)) @ self._through_code).squeeze(0))
-
-    def synapse(self, name: str) -> Synapse:
-        """The synapse `encoder` or `decoder`, as a rule sees it."""
-        if name == "encoder":
-            return Synapse(self.x, self.u, self.code, self.encoder, self._encoder_gradient)
-        return Synapse(self.x, self.u, self.code, self.decoder, self._decoder_gradient)
+    b_enc = b_enc if setup.init == "kaiming" else setup.encoder.bias(latents)
+    encoder = Weights(W_enc, b_enc, setup.variant.parameters(latents))
+    if setup.tied:
+        return {"encoder": encoder}
+    W_dec = W_enc.clone() if setup.decoder_init == "encoder" else matrix()
+    return {"encoder": encoder, "decoder": Weights(W_dec, torch.zeros(width) if setup.decoder_bias else None)}
 
 
 class Learner:
     """A setup under one seed.
+
+    Args:
+        name: the setup's name.
+        setup: its rules and variant.
+        seed: of the initial weights.
+        latents: size of the dictionary.
+        centre: what is taken from activations before the encoder and added after the decoder, [width].
 
     Attributes:
         weights: `encoder` and, unless tied, `decoder`.
         state: for each synapse, what its rule carries from step to step.
     """
 
-    def __init__(self, name: str, setup: Setup, seed: int, width: int, latents: int, device: torch.device) -> None:
-        self.name, self.setup, self.seed = name, setup, seed
-        start = initial_weights(setup, width, latents, seed)
+    def __init__(self, name: str, setup: Setup, seed: int, latents: int, centre: Float[Tensor, "width"]) -> None:
+        self.name, self.setup, self.seed, self.centre = name, setup, seed, centre.clone()
         self.rules: dict[str, Rule] = {"encoder": setup.encoder}
         if setup.decoder is not None:
             self.rules["decoder"] = setup.decoder
-        self.weights = {n: Weights(w.W.to(device), None if w.b is None else w.b.to(device)) for n, w in start.items()}
+        start = initial_weights(setup, len(centre), latents, seed)
+        self.weights = {n: self._constrained(n, w.map(lambda t: t.to(centre.device))) for n, w in start.items()}
         self.state: dict[str, State] = {n: rule.start(self.weights[n]) for n, rule in self.rules.items()}
+        self.steering = Steering(setup.target_l0 if setup.variant.penalised else None)
+        self._variant = setup.variant
+        self._auxiliary: Auxiliary | None = None
+
+    def begin(self, blocks: Sequence[Float[Tensor, "_ width"]], moment: Moment) -> None:
+        """Make ready for a batch: the step's sparsity, the variant's cut over the whole batch, the dead latents' loss."""
+        setup, encoder = self.setup, self.weights["encoder"]
+        self._variant = setup.variant.weighted(setup.schedule.sparsity(moment.step) * self.steering.factor)
+        if setup.variant.whole_batch:
+            drives = lambda: (self.forward(block).u for block in blocks)  # noqa: E731
+            extra = setup.variant.settle(drives, sum(map(len, blocks)), encoder.extra)
+            self.weights["encoder"] = replace(encoder, extra=dict(extra))
+        self._auxiliary = None
+        if setup.revive is not None and moment.dead is not None:
+            dead = moment.dead.nonzero().squeeze(1)
+            plan = setup.revive.auxiliary(len(dead), len(self.centre))
+            self._auxiliary = None if plan is None else Auxiliary(dead, *plan)
 
     def forward(self, x: Float[Tensor, "token width"]) -> Forward:
-        """A micro-batch through the SAE as it stands."""
-        return Forward(x, self.weights, self.setup.sae)
+        """A micro-batch through the SAE as it stands in training."""
+        return Forward(x - self.centre, self.weights, self._variant, self._auxiliary)
 
     def statistics(self, forward: Forward) -> dict[str, Statistics]:
         """Each synapse's statistics over a micro-batch."""
         return {name: rule.statistics(forward.synapse(name)) for name, rule in self.rules.items()}
 
-    def update(self, statistics: Mapping[str, Statistics]) -> None:
+    def update(self, statistics: Mapping[str, Statistics], moment: Moment = Moment(1, 1)) -> None:
         """One step from a whole batch's statistics: every rule displaces the synapses that it serves."""
         served: dict[type[Rule], dict[str, Part]] = defaultdict(dict)
         for name, rule in self.rules.items():
             served[type(rule)][name] = Part(rule, statistics[name], self.weights[name], self.state[name])
+        rate = self.setup.schedule.rate(moment.step, moment.steps)
         for kind, parts in served.items():
             for name, (change, state) in kind.step(parts).items():
-                self.weights[name], self.state[name] = self.weights[name].plus(change), state
+                change = change if rate == 1 else change.map(lambda t: t * rate)
+                self.weights[name] = self._constrained(name, self.weights[name].plus(change))
+                self.state[name] = state
+
+    def revive(self, x: Float[Tensor, "token width"], loss: Float[Tensor, "token"], moment: Moment) -> None:
+        """What the setup does for dead latents after a step.
+
+        Args:
+            x: the whole batch.
+            loss: each token's squared reconstruction error.
+            moment: the step, and which latents are dead.
+        """
+        if self.setup.revive is None or moment.dead is None:
+            return
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + moment.step)
+        done = moment.step / moment.steps
+        x = x - self.centre
+        patient = Patient(x, loss, moment.dead, self.weights, self.state, moment.step, done, generator)
+        if (changed := self.setup.revive.revive(patient)) is not None:
+            self.weights = {name: self._constrained(name, weights) for name, weights in changed[0].items()}
+            self.state = changed[1]
+
+    def _constrained(self, name: str, weights: Weights) -> Weights:
+        """With unit rows in the matrix that decodes, where the setup asks for them."""
+        if self.setup.decoder_norm == "free" or (name == "encoder" and not self.setup.tied):
+            return weights
+        return replace(weights, W=torch.nn.functional.normalize(weights.W, dim=1))
 
     def sae(self, scale: float) -> SAE:
-        """The SAE as it stands."""
+        """The SAE as it stands, with the centre folded into its biases."""
         encoder, decoder = self.weights["encoder"], self.weights.get("decoder", self.weights["encoder"])
         assert encoder.b is not None
-        b_dec = torch.zeros(encoder.W.shape[1], device=encoder.W.device)
-        return SAE(encoder.W, encoder.b, decoder.W, b_dec, self.setup.sae, scale)
+        b_enc = encoder.b - encoder.W @ self.centre
+        b_dec = self.centre if self.setup.tied or decoder.b is None else self.centre + decoder.b
+        own = self.setup.variant.inference(encoder.extra)
+        return SAE(encoder.W, b_enc, decoder.W, b_dec, self.setup.variant, scale, own)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that going on needs, under flat names."""
-        flat = {}
+        flat = {"centre": self.centre, "steering": self.steering.tensor()}
         for name, weights in self.weights.items():
-            flat[f"{name}.W"] = weights.W
-            if weights.b is not None:
-                flat[f"{name}.b"] = weights.b
+            flat |= {f"{name}.{key}": value for key, value in weights.items().items()}
             flat |= {f"{name}.state.{key}": value for key, value in self.state[name].items()}
         return flat
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` gave, onto this learner's device."""
-        device = self.weights["encoder"].W.device
+        device = self.centre.device
+        self.centre = tensors["centre"].to(device)
+        self.steering.restore(tensors["steering"])
         for name, weights in self.weights.items():
-            b = None if weights.b is None else tensors[f"{name}.b"].to(device)
-            self.weights[name] = Weights(tensors[f"{name}.W"].to(device), b)
+            self.weights[name] = Weights.of({key: tensors[f"{name}.{key}"].to(device) for key in weights.items()})
             self.state[name] = {key: tensors[f"{name}.state.{key}"].to(device) for key in self.state[name]}
 
 
@@ -157,3 +171,24 @@ def accumulate(total: dict[str, Statistics], more: Mapping[str, Statistics]) -> 
         else:
             for key, value in statistics.items():
                 total[name][key].add_(value)
+
+
+def geometric_median(x: Float[Tensor, "token width"], iterations: int = 64) -> Float[Tensor, "width"]:
+    """The point with the least sum of distances to the tokens, by Weiszfeld's algorithm in float64."""
+    points = x.double()
+    at = points.mean(0)
+    for _ in range(iterations):
+        weights = 1 / (points - at).norm(dim=1).clamp(min=1e-12)
+        at, last = (weights[:, None] * points).sum(0) / weights.sum(), at
+        if (at - last).norm() <= 1e-9 * last.norm():
+            break
+    return at.to(x.dtype)
+
+
+def centre_of(
+    setup: Setup, mean: Float[Tensor, "width"], sample: Float[Tensor, "token width"]
+) -> Float[Tensor, "width"]:
+    """What a setup takes from activations: nothing, their mean, or the geometric median of a sample of them."""
+    if setup.centre == "median":
+        return geometric_median(sample)
+    return mean if setup.centre == "mean" else torch.zeros_like(mean)

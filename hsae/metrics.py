@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.sae import SAE
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -94,3 +96,13 @@ class Meter:
             l0=self.fired.sum().item() / tokens,
             dictionary=int((self.fired > 0).sum().item()),
         )
+
+
+def score(sae: SAE, rows: Float[Tensor, "token width"], block: int) -> Metrics:
+    """A trained SAE's metrics over tokens, `block` at a time. EVR compares with the mean of these tokens."""
+    meter = Meter(rows.double().mean(0).float(), sae.latents)
+    for x in rows.split(block):
+        u = torch.addmm(sae.b_enc, x * sae.scale, sae.W_enc.T)
+        code = sae.variant.activate(u, sae.parameters)
+        meter.add(x, sae.decode(code) - x, code, sae.variant.penalty(u, code, sae.width))
+    return meter.result()

@@ -34,7 +34,10 @@ INDIFFERENT = ("device", "checkpoint_seconds", "log_every", "micro_batch")
 class Row:
     """One SAE's line in the run's table. Metrics are over the held-out tokens; None where training diverged.
 
-    `dead` counts latents that fired on none of the last `dead_window` training tokens.
+    Attributes:
+        dead: latents that fired on none of the last `dead_window` training tokens.
+        train_mse, train_evr_pooled, train_l0: of the same trained SAE, over as many training tokens.
+        rule: diagnostics of a local rule's last step (`hsae.diagnostics.Diagnostics`).
     """
 
     setup: str
@@ -48,7 +51,11 @@ class Row:
     l0: float | None = None
     dictionary: int | None = None
     dead: int | None = None
+    train_mse: float | None = None
+    train_evr_pooled: float | None = None
+    train_l0: float | None = None
     tokens_per_second: float | None = None
+    rule: dict[str, float] | None = None
     diverged: str | None = None
 
 
@@ -142,15 +149,17 @@ class Run:
                 f"run {self.name}: {row.setup} (seed {row.seed}) diverged {row.diverged}: it has no weights"
             )
         path, prefix = self.folder / WEIGHTS, f"{row.setup}/{row.seed}"
+        setup = self.setups[row.setup]
+        own = setup.variant.inference(setup.variant.parameters(1))
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(f"{prefix}/{key}") for key in ("W_enc", "b_enc", "b_dec")}
-                tied = self.setups[row.setup].tied
-                W_dec = tensors["W_enc"] if tied else file.get_tensor(f"{prefix}/W_dec")
+                tensors = {key: file.get_tensor(f"{prefix}/{key}") for key in ("W_enc", "b_enc", "b_dec", *own)}
+                W_dec = tensors["W_enc"] if setup.tied else file.get_tensor(f"{prefix}/W_dec")
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: damaged or unreadable ({error})") from None
         scale = 1.0 if self.result.folded else self.result.scale
-        return SAE(**tensors, W_dec=W_dec, variant=self.setups[row.setup].sae, scale=scale)
+        parameters = {name: tensors.pop(name) for name in own}
+        return SAE(**tensors, W_dec=W_dec, variant=setup.variant, scale=scale, parameters=parameters)
 
 
 class RunWriter:
@@ -223,7 +232,7 @@ class RunWriter:
         """Write the SAEs, then the result: from then on the folder is a run."""
         tensors = {}
         for (setup, seed), sae in saes.items():
-            parts = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "b_dec": sae.b_dec}
+            parts = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "b_dec": sae.b_dec, **sae.parameters}
             if sae.W_dec is not sae.W_enc:
                 parts["W_dec"] = sae.W_dec
             tensors |= {f"{setup}/{seed}/{key}": value for key, value in parts.items()}

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hsae import config
+from hsae import config, registry
 from hsae.errors import UserError, choices
+from hsae.revival import Revival
 from hsae.rules import Rule
 from hsae.rules.backprop import Backprop
 from hsae.sae import Variant
 from hsae.sae.relu import ReLU
+from hsae.schedule import Schedule
 
 STOCK = Path(__file__).parent / "setups"
 
@@ -31,17 +33,70 @@ class Setup:
     """one matrix serves as encoder and decoder"""
     sae: Variant = field(default_factory=ReLU)
     """activation function and sparsity penalty"""
-    init: Literal["normal", "kaiming"] = "normal"
-    """normal: N(0, init_std²), bias by the rule; kaiming: PyTorch's default for linear layers"""
+    init: Literal["normal", "kaiming", "tied-safe"] = "normal"
+    """normal: N(0, init_std²); tied-safe: the same with √(2/latents); kaiming: PyTorch's default for linear layers"""
     init_std: float | None = None
     """standard deviation of the normal initialisation; unset: 1/√width, rows of unit norm"""
+    decoder_init: Literal["own", "encoder"] = "own"
+    """the decoder starts from its own draw, or from the encoder's weights"""
+    decoder_norm: Literal["free", "unit"] = "free"
+    """unit: rows of the matrix that decodes are brought to unit norm after every step"""
+    decoder_bias: bool = False
+    """a bias of the decoder, learnt by its rule"""
+    centre: Literal["none", "mean", "median"] = "none"
+    """taken from activations before the encoder, added after the decoder: the store's mean, or the geometric median"""
+    target_l0: float | None = None
+    """steer the sparsity so that this many latents are active a token"""
+    schedule: Schedule = field(default_factory=Schedule)
+    """how learning rates and the sparsity penalty change over the training"""
+    revive: Revival | None = None
+    """what is done for dead latents; unset: nothing"""
 
     def __post_init__(self) -> None:
+        require = config.require
         if self.tied:
-            config.require(self.decoder is None, "decoder", 'unset ("") when tied', self.decoder)
+            require(self.decoder is None, "decoder", 'unset ("") when tied', self.decoder)
+            require(not self.decoder_bias, "decoder_bias", "false when tied: nothing learns it", self.decoder_bias)
         else:
-            config.require(self.decoder is not None, "decoder", "a rule, unless tied", self.decoder)
-        config.require(self.init_std is None or self.init_std > 0, "init_std", "above 0", self.init_std)
+            require(self.decoder is not None, "decoder", "a rule, unless tied", self.decoder)
+        require(self.init_std is None or self.init_std > 0, "init_std", "above 0", self.init_std)
+        require(self.target_l0 is None or self.target_l0 > 0, "target_l0", "above 0", self.target_l0)
+        self._carries()
+
+    def _carries(self) -> None:
+        """Refuse what the rules cannot train."""
+        rule, kind = registry.name_of(self.encoder), registry.name_of(self.sae)
+        by_gradient = isinstance(self.encoder, Backprop)
+        if self.sae.trained and not by_gradient:
+            kinds = ", ".join(carried())
+            raise ValueError(f"sae: {kind} has parameters that only backprop trains; {rule} can train {kinds}")
+        if self.target_l0 is not None and self.sae.penalised and not by_gradient:
+            kinds = ", ".join(k for k in carried() if not registry.find(Variant.package, k, Variant).penalised)
+            raise ValueError(
+                f"target_l0: {rule} does not follow the penalty of {kind}, so nothing can be steered; it can with {kinds}"
+            )
+        if self.revive is not None and self.revive.gradient:
+            if not by_gradient or not (self.tied or isinstance(self.decoder, Backprop)):
+                ways = [
+                    n
+                    for n in registry.names(Revival.package)
+                    if not registry.find(Revival.package, n, Revival).gradient
+                ]
+                name = registry.name_of(self.revive)
+                raise ValueError(
+                    f"revive: {name} works through the loss, so backprop must train; else {', '.join(ways)}"
+                )
+
+    @property
+    def variant(self) -> Variant:
+        """The SAE's variant, at the target L0 where that is set outright."""
+        return self.sae if self.target_l0 is None else self.sae.aimed(self.target_l0)
+
+
+def carried() -> list[str]:
+    """The variants that every rule can train: those without parameters of their own that learn by gradient."""
+    kinds = registry.names(Variant.package)
+    return [name for name in kinds if not registry.find(Variant.package, name, Variant).trained]
 
 
 def stock() -> list[str]:
@@ -79,7 +134,7 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     for key, value in change.items():
         old = merged.get(key)
         if isinstance(old, str) and isinstance(value, Mapping):
-            old = {(Variant if key == "sae" else Rule).selector: old}
+            old = {(Rule if key in ("encoder", "decoder") else Variant).selector: old}
         if isinstance(old, Mapping) and isinstance(value, Mapping) and not {Rule.selector, Variant.selector} & {*value}:
             value = {**old, **value}
         merged[key] = value

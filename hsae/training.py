@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,16 +16,17 @@ from hsae.device import choose_device
 from hsae.errors import UserError
 from hsae.files import alone, cache_root
 from hsae.interrupt import interruptible
-from hsae.learner import Learner, accumulate
-from hsae.metrics import Meter, Metrics
+from hsae.learner import centre_of
+from hsae.loop import Loop, finite
+from hsae.metrics import score
 from hsae.progress import Training
 from hsae.run import INDIFFERENT, RESULT, Result, Row, Run, RunWriter
 from hsae.store import HookRecord, Store
 from hsae.store.reader import RowStream
 from hsae.trainconfig import TrainConfig
 
-# Weights this many times longer than at the start have left every regime that any rule is meant for.
-EXPLODED = 1e4
+# Tokens that the geometric median is taken of.
+MEDIAN_TOKENS = 16_384
 
 
 def train(settings: TrainConfig, progress: Training | None = None) -> Run:
@@ -60,7 +60,7 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
     held_out = _held_out_sequences(settings, store)
     rows = store.rows(hook, settings.data_seed, held_out)
     steps = _steps(settings, store, rows)
-    loop = Loop(settings, record.width, device, scale)
+    loop = Loop(settings, steps, _centres(settings, record, rows, scale, device), scale)
     with alone(folder, "hsae train"):
         writer = RunWriter(folder, resolved)
         loop.restore(writer, store)
@@ -69,7 +69,9 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         progress.say(f"{folder}: {count} of {settings.batch_tokens:,} tokens on {device}{begun}")
         _warn(settings, record, scale, steps, progress)
         _fit(loop, store, rows, steps, writer, progress)
-        held = _held_out(store, hook, held_out, settings.held_out) * scale
+        whole = store.manifest.sequences
+        held = _tokens(store, hook, whole - held_out, whole, settings.held_out) * scale
+        trained = _tokens(store, hook, 0, whole - held_out, settings.held_out) * scale
         saes = {(x.name, x.seed): x.sae(scale) for i, x in enumerate(loop.learners) if i not in loop.diverged}
         if settings.normalise.fold:
             saes = {key: sae.folded() for key, sae in saes.items()}
@@ -87,7 +89,7 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
             tokens=loop.step * settings.batch_tokens,
             held_out=len(held),
             dead_window=settings.dead_window,
-            rows=tuple(loop.row(i, held.to(device)) for i in range(len(loop.learners))),
+            rows=tuple(_row(loop, i, held, trained) for i in range(len(loop.learners))),
         )
         return writer.finish(saes, result)
 
@@ -99,7 +101,7 @@ def _fit(loop: Loop, store: Store, rows: RowStream, steps: int, writer: RunWrite
         saved, told = time.monotonic(), set(loop.diverged)
         batches = rows.batches(settings.batch_tokens, start=loop.step * settings.batch_tokens)
         while loop.step < steps and loop.active:
-            records = loop.advance(next(batches), last=loop.step + 1 == steps)
+            records = loop.advance(next(batches))
             if records:
                 writer.log(records)
             progress.update(records)
@@ -115,126 +117,25 @@ def _fit(loop: Loop, store: Store, rows: RowStream, steps: int, writer: RunWrite
                 raise KeyboardInterrupt(f"stopped at step {loop.step} of {steps}; the same command goes on from there")
 
 
-class Loop:
-    """The state of training, and one step of it."""
-
-    def __init__(self, settings: TrainConfig, width: int, device: torch.device, scale: float) -> None:
-        self.settings, self.device, self.scale = settings, device, scale
-        self.micro_batch = settings.micro_batch or (512 if device.type == "cpu" else settings.batch_tokens)
-        self.learners = [
-            Learner(name, settings.setup[name], seed, width, settings.latents, device)
-            for name in settings.setups
-            for seed in settings.seeds
-        ]
-        self.step = 0
-        self.diverged: dict[int, str] = {}
-        self._seconds = [0.0] * len(self.learners)
-        self._start_norm = [float(x.weights["encoder"].W.norm()) for x in self.learners]
-        # For each latent, the number of training tokens seen when it last fired.
-        self._last_fired = [torch.zeros(settings.latents, dtype=torch.int64, device=device) for _ in self.learners]
-
-    @property
-    def active(self) -> list[int]:
-        """Indices of the learners that have not diverged."""
-        return [i for i in range(len(self.learners)) if i not in self.diverged]
-
-    def advance(self, batch: Float[Tensor, "token width"], last: bool) -> list[dict[str, Any]]:
-        """One step of every learner; the lines for `metrics.jsonl`, when this step is one that is logged."""
-        x = batch.to(self.device) * self.scale
-        centre = x.mean(0)
-        self.step += 1
-        logged = last or self.step % self.settings.log_every == 0 or self.step == 1
-        records = []
-        for i in self.active:
-            began = time.perf_counter()
-            learner = self.learners[i]
-            meter = Meter(centre, self.settings.latents)
-            statistics: dict[str, Any] = {}
-            for block in x.split(self.micro_batch):
-                forward = learner.forward(block)
-                meter.add(block, forward.error, forward.code, learner.setup.sae.penalty(forward.code, block.shape[1]))
-                accumulate(statistics, learner.statistics(forward))
-            learner.update(statistics)
-            self._last_fired[i].masked_fill_(meter.fired > 0, self.step * self.settings.batch_tokens)
-            # On a GPU reading a result waits for it, so there it is read only when it is logged.
-            if logged or self.device.type == "cpu":
-                metrics = meter.result()
-                reason = self._trouble(i, metrics)
-                if reason:
-                    self.diverged[i] = f"{'at' if self.device.type == 'cpu' else 'by'} step {self.step}: {reason}"
-                elif logged:
-                    head = {"step": self.step, "setup": learner.name, "seed": learner.seed}
-                    records.append(head | _finite(dataclasses.asdict(metrics)) | {"dead": self._dead(i)})
-            self._seconds[i] += time.perf_counter() - began
-        return records
-
-    def _trouble(self, i: int, metrics: Metrics) -> str | None:
-        """Which quantity left its bounds and the likely cause, or None."""
-        learner = self.learners[i]
-        rate = "a learning rate too high for the scale of the activations"
-        hint = (
-            f"{rate}; lower --setup.{learner.name}.encoder.lr, or scale the activations with --normalise.mode variance"
-        )
-        if not math.isfinite(metrics.loss):
-            return f"the loss is {metrics.loss}; likely {hint}"
-        for name, weights in learner.weights.items():
-            for part, value in (("W", weights.W), ("b", weights.b)):
-                if value is not None and not math.isfinite(norm := value.norm().item()):
-                    return f"the norm of the {name}'s {part} is {norm}; likely {hint}"
-            if weights.W.norm().item() > EXPLODED * self._start_norm[i]:
-                return f"the {name}'s weights grew {EXPLODED:.0e} times; likely a rule without decay, or {hint}"
-        return None
-
-    def _dead(self, i: int) -> int:
-        seen = self.step * self.settings.batch_tokens
-        return int((seen - self._last_fired[i] >= min(self.settings.dead_window, seen)).sum())
-
-    def row(self, i: int, held: Float[Tensor, "token width"]) -> Row:
-        """A learner's line of the run's table, measured on held-out tokens (at the training scale)."""
-        learner = self.learners[i]
-        seconds = self._seconds[i]
-        speed = self.step * self.settings.batch_tokens / seconds if seconds else None
-        if i in self.diverged:
-            return Row(learner.name, learner.seed, diverged=self.diverged[i])
-        meter = Meter(held.double().mean(0).float(), self.settings.latents)
-        for block in held.split(self.micro_batch):
-            forward = learner.forward(block)
-            meter.add(block, forward.error, forward.code, learner.setup.sae.penalty(forward.code, block.shape[1]))
-        values = dataclasses.asdict(meter.result())
-        shared = {f.name: values[f.name] for f in dataclasses.fields(Row) if f.name in values}
-        return Row(
-            setup=learner.name, seed=learner.seed, dead=self._dead(i), tokens_per_second=speed, **_finite(shared)
-        )
-
-    def snapshot(self, store: Store) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that going on needs: tensors, and plain data."""
-        tensors = {}
-        for i, learner in enumerate(self.learners):
-            tensors |= {f"{i}.{key}": value for key, value in learner.tensors().items()}
-            tensors[f"{i}.last_fired"] = self._last_fired[i]
-        state = {"step": self.step, "diverged": self.diverged, "seconds": self._seconds}
-        return tensors, state | {"store": store.manifest.fingerprint}
-
-    def restore(self, writer: RunWriter, store: Store) -> None:
-        """Go on from a run's checkpoint, if it has one.
-
-        Raises:
-            UserError: the checkpoint was made on other data.
-        """
-        saved = writer.restore()
-        if saved is None:
-            return
-        tensors, state = saved
-        if state.get("store") != store.manifest.fingerprint:
-            raise UserError(f"{writer.folder}: was begun on another store; give another --name, or delete it")
-        self.step, self._seconds = state["step"], state["seconds"]
-        self.diverged = {int(i): reason for i, reason in state["diverged"].items()}
-        for i, learner in enumerate(self.learners):
-            prefix = f"{i}."
-            learner.restore(
-                {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            )
-            self._last_fired[i] = tensors[f"{i}.last_fired"].to(self.device)
+def _row(loop: Loop, i: int, held: Float[Tensor, "token width"], trained: Float[Tensor, "token width"]) -> Row:
+    """A learner's line of the run's table, measured on held-out tokens (at the training scale)."""
+    learner, seconds = loop.learners[i], loop.seconds[i]
+    if i in loop.diverged:
+        return Row(learner.name, learner.seed, diverged=loop.diverged[i])
+    sae, device = learner.sae(1.0), loop.device
+    values = finite(dataclasses.asdict(score(sae, held.to(device), loop.micro_batch)))
+    before = finite(dataclasses.asdict(score(sae, trained.to(device), loop.micro_batch)))
+    diagnostics = loop.diagnostics.get(i)
+    told = {} if diagnostics is None else finite(dataclasses.asdict(diagnostics))
+    return Row(
+        setup=learner.name,
+        seed=learner.seed,
+        dead=loop.dead(i),
+        tokens_per_second=loop.step * loop.settings.batch_tokens / seconds if seconds else None,
+        rule={key: value for key, value in told.items() if value is not None} or None,
+        **{f.name: values[f.name] for f in dataclasses.fields(Row) if f.name in values},
+        **{f"train_{name}": before[name] for name in ("mse", "evr_pooled", "l0")},
+    )
 
 
 def _resolved(settings: TrainConfig, store: Store, hook: str) -> dict[str, Any]:
@@ -246,11 +147,6 @@ def _identity(resolved: Mapping[str, Any], store: Store) -> str:
     """What tells runs on a store apart: all settings that change the result, and the store's bytes."""
     settings = {key: value for key, value in resolved.items() if key not in ("name", "store", *INDIFFERENT)}
     return config.fingerprint([settings, store.manifest.fingerprint])
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same numbers, None for those that JSON cannot hold."""
-    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def _held_out_sequences(settings: TrainConfig, store: Store) -> int:
@@ -287,9 +183,28 @@ def _warn(settings: TrainConfig, record: HookRecord, scale: float, steps: int, p
         )
 
 
-def _held_out(store: Store, hook: str, sequences: int, tokens: int) -> Float[Tensor, "token width"]:
-    first = store.manifest.sequences - sequences
-    rows = torch.cat([chunk.activations[chunk.keep] for chunk in store.chunks(hook, 64, first)])[:tokens]
+def _centres(
+    settings: TrainConfig, record: HookRecord, rows: RowStream, scale: float, device: torch.device
+) -> dict[str, Float[Tensor, "width"]]:
+    """For each setup, what is taken from the scaled activations."""
+    mean = torch.tensor(record.mean, dtype=torch.float32) * scale
+    setups = settings.setup.items()
+    sample = mean[None]
+    if any(setup.centre == "median" for _, setup in setups):
+        sample = next(iter(rows.batches(MEDIAN_TOKENS, start=0))) * scale
+    return {name: centre_of(setup, mean, sample).to(device) for name, setup in setups}
+
+
+def _tokens(store: Store, hook: str, first: int, end: int, most: int) -> Float[Tensor, "token width"]:
+    """The activations that count of the sequences from `first` to before `end`, up to so many."""
+    found: list[Tensor] = []
+    for chunk in store.chunks(hook, 64, first):
+        found.append(chunk.activations[: end - chunk.first][chunk.keep[: end - chunk.first]])
+        if sum(map(len, found)) >= most or chunk.first + 64 >= end:
+            break
+    rows = torch.cat(found)[:most]
     if len(rows) == 0:
-        raise UserError(f"store {store.name}: no position of the last {sequences} sequences counts; raise --held-out")
+        raise UserError(
+            f"store {store.name}: no position of the sequences {first} to {end - 1} counts; change --held-out"
+        )
     return rows

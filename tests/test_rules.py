@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsae import registry
-from hsae.learner import Forward, Learner, accumulate
+from hsae.forward import Forward
+from hsae.learner import Learner, accumulate
 from hsae.rules import Part, Rule, Weights
 from hsae.rules.oja import Oja
 from hsae.sae import Variant
@@ -100,7 +101,7 @@ def test_gradients_equal_autograd(variant: Variant, tied: bool):
 def test_backprop_steps_equal_torch_adam_with_clipping_over_the_whole_sae(clip: float, decoder_lr: float):
     rules = {"encoder": {"clip": clip}, "decoder": {"clip": clip, "lr": decoder_lr}}
     setup = resolve(["bp"], {"bp": rules}, "test")["bp"]
-    learner = Learner("bp", setup, seed=0, width=6, latents=10, device=torch.device("cpu"))
+    learner = Learner("bp", setup, seed=0, latents=10, centre=torch.zeros(6))
     encoder = torch.nn.Linear(6, 10)
     with torch.no_grad():
         encoder.weight.copy_(learner.weights["encoder"].W)
@@ -128,7 +129,7 @@ def test_backprop_steps_equal_torch_adam_with_clipping_over_the_whole_sae(clip: 
 
 def test_the_l1_penalty_is_divided_by_the_width():
     code = torch.tensor([[1.0, 2.0, 0.0, 0.0, 3.0], [0.0, 0.0, 0.0, 0.0, 2.0]])
-    assert ReLU(l1=0.5).penalty(code, width=4).item() == pytest.approx(0.5 * 8 / 4)
+    assert ReLU(l1=0.5).penalty(code, code, width=4).item() == pytest.approx(0.5 * 8 / 4)
 
 
 def test_topk_keeps_the_highest_positive_drives():
@@ -144,7 +145,7 @@ def test_oja_finds_the_first_principal_component():
     x = torch.randn(4000, 8, generator=generator) * spread @ basis.T
     first = torch.linalg.eigh(x.T @ x).eigenvectors[:, -1]
     setup = Setup(encoder=Oja(lr=0.05), decoder=None, tied=True)
-    learner = Learner("oja", setup, seed=0, width=8, latents=3, device=torch.device("cpu"))
+    learner = Learner("oja", setup, seed=0, latents=3, centre=torch.zeros(8))
     for _ in range(400):
         learner.update(learner.statistics(learner.forward(x)))
     W = learner.weights["encoder"].W
@@ -154,15 +155,15 @@ def test_oja_finds_the_first_principal_component():
 
 def test_setups_under_one_seed_start_from_one_encoder():
     setups = resolve(stock(), {}, "test")
-    made = {n: Learner(n, s, 3, 7, 11, torch.device("cpu")).weights["encoder"].W for n, s in setups.items()}
+    made = {n: Learner(n, s, 3, 11, torch.zeros(7)).weights["encoder"].W for n, s in setups.items()}
     assert len(made) == 4
     assert all(torch.equal(W, made["bp"]) for W in made.values())
-    assert not torch.equal(made["bp"], Learner("bp", setups["bp"], 4, 7, 11, torch.device("cpu")).weights["encoder"].W)
+    assert not torch.equal(made["bp"], Learner("bp", setups["bp"], 4, 11, torch.zeros(7)).weights["encoder"].W)
 
 
 def test_kaiming_is_pytorchs_default_scale():
     setup = dataclasses.replace(resolve(["bp"], {}, "test")["bp"], init="kaiming")
-    weights = Learner("bp", setup, 0, 64, 500, torch.device("cpu")).weights["encoder"]
+    weights = Learner("bp", setup, 0, 500, torch.zeros(64)).weights["encoder"]
     assert weights.b is not None
     for value in (weights.W, weights.b):
         assert value.abs().max() <= 1 / 8

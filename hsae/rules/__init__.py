@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -25,15 +25,36 @@ State = dict[str, Shaped[Tensor, "..."]]
 
 @dataclass(frozen=True)
 class Weights:
-    """The parameters of one synapse, one latent per row; or a change of them."""
+    """The parameters of one synapse, one latent per row; or a change of them, or their gradient.
+
+    Attributes:
+        W: [latent, width].
+        b: the bias: [latent] in an encoder, [width] in a decoder; None where there is none.
+        extra: the SAE variant's own parameters (thresholds, gains), in an encoder.
+    """
 
     W: Float[Tensor, "latent width"]
-    b: Float[Tensor, "latent"] | None = None
+    b: Float[Tensor, "_"] | None = None
+    extra: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict)
 
     def plus(self, change: Weights) -> Weights:
-        """The sum. The bias stays as it is where the change has none."""
+        """The sum. What the change lacks stays as it is."""
         b = self.b if self.b is None or change.b is None else self.b + change.b
-        return Weights(self.W + change.W, b)
+        extra = {name: value + change.extra[name] if name in change.extra else value for name, value in self.extra.items()}
+        return Weights(self.W + change.W, b, extra)
+
+    def items(self) -> dict[str, Tensor]:
+        """Every tensor under its name: `W`, `b`, and those of `extra`."""
+        return {"W": self.W} | ({} if self.b is None else {"b": self.b}) | dict(self.extra)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
+        """The same with `function` applied to every tensor."""
+        return Weights.of({name: function(value) for name, value in self.items().items()})
+
+    @classmethod
+    def of(cls, items: Mapping[str, Tensor]) -> Weights:
+        """The weights that `items` gave."""
+        return cls(items["W"], items.get("b"), {k: v for k, v in items.items() if k not in ("W", "b")})
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,10 @@ class Rule(Registered, ABC):
     def start(self, weights: Weights) -> State:
         """The state that the rule carries from step to step (optimiser moments, thresholds); nothing, for most."""
         return {}
+
+    def signal(self, synapse: Synapse) -> Float[Tensor, "token latent"] | None:
+        """The post-synaptic signal that activations are multiplied by, where the rule has one: for diagnostics."""
+        return None
 
     @abstractmethod
     def statistics(self, synapse: Synapse) -> Statistics:

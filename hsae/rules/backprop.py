@@ -7,7 +7,7 @@ backpropagation, is clipped first. Gradients are those of the loss averaged over
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -41,15 +41,12 @@ class Backprop(Rule):
 
     def start(self, weights: Weights) -> State:
         state = {"step": torch.zeros((), dtype=torch.int64)}
-        for name, value in (("W", weights.W), ("b", weights.b)):
-            if value is not None:
-                state |= {f"{name}.mean": torch.zeros_like(value), f"{name}.square": torch.zeros_like(value)}
+        for name, value in weights.items().items():
+            state |= {f"{name}.mean": torch.zeros_like(value), f"{name}.square": torch.zeros_like(value)}
         return state
 
     def statistics(self, synapse: Synapse) -> Statistics:
-        gradient = synapse.gradient()
-        sums = {"W": gradient.W, "tokens": torch.tensor(float(len(synapse.x)), device=synapse.x.device)}
-        return sums if gradient.b is None else sums | {"b": gradient.b}
+        return synapse.gradient().items() | {"tokens": torch.tensor(float(len(synapse.x)), device=synapse.x.device)}
 
     @classmethod
     def step(cls, parts: Mapping[str, Part]) -> dict[str, tuple[Weights, State]]:
@@ -69,17 +66,16 @@ class Backprop(Rule):
     def _adam(self, gradient: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
         # A device tensor, so that a GPU never waits for the host.
         step = state["step"] + 1
-        new: State = {"step": step}
+        new: State = dict(state) | {"step": step}
         power = step.to(weights.W.device, torch.float32)
         debias1, debias2 = 1 - self.beta1**power, 1 - self.beta2**power
-        change = Weights(torch.zeros_like(weights.W))
+        moves = {}
         for name in gradient:
             mean = torch.lerp(state[f"{name}.mean"], gradient[name], 1 - self.beta1)
             square = self.beta2 * state[f"{name}.square"] + (1 - self.beta2) * gradient[name].square()
             new |= {f"{name}.mean": mean, f"{name}.square": square}
-            move = -self.lr * (mean / debias1) / ((square / debias2).sqrt() + self.eps)
-            change = replace(change, **{name: move})
-        return change, new
+            moves[name] = -self.lr * (mean / debias1) / ((square / debias2).sqrt() + self.eps)
+        return Weights.of(moves), new
 
 
 def _mean(sums: Statistics) -> Statistics:

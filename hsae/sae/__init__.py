@@ -6,8 +6,9 @@ code = act(W_enc x + b_enc), reconstruction = code W_dec + b_dec.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -17,32 +18,97 @@ from torch import Tensor
 
 from hsae.config import Registered
 
+Parameters = Mapping[str, Float[Tensor, "..."]]
+NONE: Parameters = MappingProxyType({})
+
 
 @dataclass(frozen=True)
 class Variant(Registered, ABC):
-    """How the drive becomes a code, what sparsity costs, and the gradient of both. Its fields are its settings."""
+    """How the drive becomes a code, what sparsity costs, and the gradient of both. Its fields are its settings.
+
+    A variant may have parameters of its own (thresholds, gains): per latent, or single numbers.
+    """
 
     package: ClassVar[str] = "hsae.sae"
     selector: ClassVar[str] = "kind"
     pointwise: ClassVar[bool] = False
-    """a latent's code depends on no other latent's drive"""
+    """in a trained SAE, a latent's code depends on no other latent's drive"""
+    trained: ClassVar[bool] = False
+    """its parameters learn by gradient, so only backpropagation can train its encoder"""
+    penalised: ClassVar[bool] = False
+    """sparsity is bought by a penalty (see `weighted`); otherwise it is set outright (see `aimed`)"""
+    whole_batch: ClassVar[bool] = False
+    """the code depends on the whole batch, through what `settle` finds before training's pass over it"""
+
+    def parameters(self, latents: int) -> dict[str, Tensor]:
+        """The parameters that training starts from."""
+        return {}
+
+    def settle(
+        self, drives: Callable[[], Iterable[Float[Tensor, "token latent"]]], tokens: int, parameters: Parameters
+    ) -> Parameters:
+        """Parameters for this batch, from its drives (an iterator over its micro-batches, each time it is called)."""
+        return parameters
+
+    def inference(self, parameters: Parameters) -> dict[str, Tensor]:
+        """The parameters of the trained SAE, from training's."""
+        return dict(parameters)
 
     @abstractmethod
-    def activate(self, u: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
+    def activate(
+        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
+    ) -> Float[Tensor, "token latent"]:
         """The code of a drive."""
 
     @abstractmethod
-    def penalty(self, code: Float[Tensor, "token latent"], width: int) -> Float[Tensor, ""]:
+    def penalty(
+        self,
+        u: Float[Tensor, "token latent"],
+        code: Float[Tensor, "token latent"],
+        width: int,
+    ) -> Float[Tensor, ""]:
         """The sparsity term of the loss, summed over tokens."""
 
     @abstractmethod
     def backward(
-        self, code: Float[Tensor, "token latent"], gradient: Float[Tensor, "token latent"], width: int
-    ) -> Float[Tensor, "token latent"]:
-        """The gradient for the drive: the penalty's, plus the given one for the code, back through `activate`.
+        self,
+        u: Float[Tensor, "token latent"],
+        code: Float[Tensor, "token latent"],
+        gradient: Float[Tensor, "token latent"],
+        width: int,
+        parameters: Parameters = NONE,
+        proxy: Float[Tensor, "token latent"] | None = None,
+    ) -> tuple[Float[Tensor, "token latent"], dict[str, Tensor]]:
+        """Back through `activate`: the gradient for the drive, and those of the parameters summed over tokens.
 
-        May use `gradient`'s memory.
+        Args:
+            u: the drive.
+            code: what `activate` made of it.
+            gradient: the reconstruction error's gradient for the code; its memory may be used.
+            width: the width of the activations.
+            parameters: the variant's.
+            proxy: the gradient for `proxy`'s code, where there is one.
         """
+
+    def proxy(self, u: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"] | None:
+        """A second code whose reconstruction error, by the decoder held fixed, joins the loss; None for most."""
+        return None
+
+    def prefixes(self, latents: int) -> tuple[int, ...]:
+        """The loss is the mean over these of the error when only so many first latents reconstruct. All, for most."""
+        return (latents,)
+
+    def weighted(self, factor: float) -> Variant:
+        """The same with its sparsity penalty times `factor`."""
+        return self
+
+    def aimed(self, l0: float) -> Variant:
+        """The same with its L0 set outright; the same, where a penalty decides."""
+        return self
+
+    def rescaled(self, parameters: Parameters, scale: float) -> dict[str, Tensor]:
+        """Parameters under which drives divided by `scale` give codes divided by it."""
+        return dict(parameters)
 
 
 @dataclass(frozen=True)
@@ -56,6 +122,7 @@ class SAE:
         b_dec: [width].
         variant: the activation function and its settings.
         scale: activations are multiplied by it before encoding, and reconstructions divided by it.
+        parameters: the variant's own (thresholds, gains); none for most.
     """
 
     W_enc: Float[Tensor, "latent width"]
@@ -64,6 +131,7 @@ class SAE:
     b_dec: Float[Tensor, "width"]
     variant: Variant
     scale: float = 1.0
+    parameters: Parameters = field(default_factory=dict)
 
     @property
     def latents(self) -> int:
@@ -78,7 +146,7 @@ class SAE:
     def encode(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch latent"]:
         """The code of activations."""
         rows, batch = pack([x], "* width")
-        code = self.variant.activate(torch.addmm(self.b_enc, rows * self.scale, self.W_enc.T))
+        code = self.variant.activate(torch.addmm(self.b_enc, rows * self.scale, self.W_enc.T), self.parameters)
         return unpack(code, batch, "* latent")[0]
 
     def encode_latents(self, x: Float[Tensor, "token width"], latents: Sequence[int]) -> Float[Tensor, "token some"]:
@@ -86,7 +154,8 @@ class SAE:
         some = list(latents)
         if not self.variant.pointwise:
             return self.encode(x)[:, some]
-        return self.variant.activate(torch.addmm(self.b_enc[some], x * self.scale, self.W_enc[some].T))
+        own = {name: value[some] if value.ndim else value for name, value in self.parameters.items()}
+        return self.variant.activate(torch.addmm(self.b_enc[some], x * self.scale, self.W_enc[some].T), own)
 
     def decode(self, code: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch width"]:
         """The reconstruction of a code, at the store's scale."""
@@ -100,11 +169,12 @@ class SAE:
         """The same SAE on another device; a tied one stays tied."""
         W_enc = self.W_enc.to(device)
         W_dec = W_enc if self.W_dec is self.W_enc else self.W_dec.to(device)
-        return replace(self, W_enc=W_enc, b_enc=self.b_enc.to(device), W_dec=W_dec, b_dec=self.b_dec.to(device))
+        parameters = {name: value.to(device) for name, value in self.parameters.items()}
+        moved = replace(self, W_enc=W_enc, W_dec=W_dec, parameters=parameters)
+        return replace(moved, b_enc=self.b_enc.to(device), b_dec=self.b_dec.to(device))
 
     def folded(self) -> SAE:
-        """The same function with a scale of 1: the scale goes into the biases, and codes come out in the store's units.
-
-        Exact for activation functions with act(s·u) = s·act(u), such as ReLU and TopK.
-        """
-        return replace(self, b_enc=self.b_enc / self.scale, b_dec=self.b_dec / self.scale, scale=1.0)
+        """The same function with a scale of 1: the scale goes into biases and thresholds, codes are in store units."""
+        b_enc, b_dec = self.b_enc / self.scale, self.b_dec / self.scale
+        parameters = self.variant.rescaled(self.parameters, self.scale)
+        return replace(self, b_enc=b_enc, b_dec=b_dec, parameters=parameters, scale=1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae.config import require
-from hsae.sae import Variant
+from hsae.sae import NONE, Parameters, Variant
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class ReLU(Variant):
     """ReLU code with an L1 penalty."""
 
     pointwise: ClassVar[bool] = True
+    penalised: ClassVar[bool] = True
 
     l1: float = 1e-2
     """weight of the L1 penalty, on Σ|code| / width"""
@@ -25,14 +26,27 @@ class ReLU(Variant):
     def __post_init__(self) -> None:
         require(self.l1 >= 0, "l1", "0 or above", self.l1)
 
-    def activate(self, u: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
+    def activate(
+        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
+    ) -> Float[Tensor, "token latent"]:
         return torch.relu(u)
 
-    def penalty(self, code: Float[Tensor, "token latent"], width: int) -> Float[Tensor, ""]:
+    def penalty(
+        self, u: Float[Tensor, "token latent"], code: Float[Tensor, "token latent"], width: int
+    ) -> Float[Tensor, ""]:
         return self.l1 * code.sum() / width
 
     def backward(
-        self, code: Float[Tensor, "token latent"], gradient: Float[Tensor, "token latent"], width: int
-    ) -> Float[Tensor, "token latent"]:
+        self,
+        u: Float[Tensor, "token latent"],
+        code: Float[Tensor, "token latent"],
+        gradient: Float[Tensor, "token latent"],
+        width: int,
+        parameters: Parameters = NONE,
+        proxy: Float[Tensor, "token latent"] | None = None,
+    ) -> tuple[Float[Tensor, "token latent"], dict[str, Tensor]]:
         # One pass: the gradient where the code is above 0, else 0.
-        return torch.ops.aten.threshold_backward(gradient.add_(self.l1 / width), code, 0)
+        return torch.ops.aten.threshold_backward(gradient.add_(self.l1 / width), code, 0), {}
+
+    def weighted(self, factor: float) -> ReLU:
+        return replace(self, l1=self.l1 * factor)

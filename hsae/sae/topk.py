@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hsae.config import require
-from hsae.sae import Variant
+from hsae.sae import NONE, Parameters, Variant
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,27 @@ class TopK(Variant):
     def __post_init__(self) -> None:
         require(self.k >= 1, "k", "1 or above", self.k)
 
-    def activate(self, u: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
-        top = u.topk(min(self.k, u.shape[-1]), dim=-1)
+    def activate(
+        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
+    ) -> Float[Tensor, "token latent"]:
+        top = u.topk(min(self.k, u.shape[-1]), dim=-1, sorted=False)
         return torch.zeros_like(u).scatter_(-1, top.indices, torch.relu(top.values))
 
-    def penalty(self, code: Float[Tensor, "token latent"], width: int) -> Float[Tensor, ""]:
+    def penalty(
+        self, u: Float[Tensor, "token latent"], code: Float[Tensor, "token latent"], width: int
+    ) -> Float[Tensor, ""]:
         return code.new_zeros(())
 
     def backward(
-        self, code: Float[Tensor, "token latent"], gradient: Float[Tensor, "token latent"], width: int
-    ) -> Float[Tensor, "token latent"]:
-        return torch.ops.aten.threshold_backward(gradient, code, 0)
+        self,
+        u: Float[Tensor, "token latent"],
+        code: Float[Tensor, "token latent"],
+        gradient: Float[Tensor, "token latent"],
+        width: int,
+        parameters: Parameters = NONE,
+        proxy: Float[Tensor, "token latent"] | None = None,
+    ) -> tuple[Float[Tensor, "token latent"], dict[str, Tensor]]:
+        return torch.ops.aten.threshold_backward(gradient, code, 0), {}
+
+    def aimed(self, l0: float) -> TopK:
+        return replace(self, k=max(1, round(l0)))

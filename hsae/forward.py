@@ -1,0 +1,177 @@
+"""One micro-batch through one SAE: code, error, loss, and the loss's gradients, written out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hsae.rules import Synapse, Weights
+from hsae.sae import Variant
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """The loss for dead latents: which they are, how many a token may use, and its weight."""
+
+    dead: Int[Tensor, "some"]
+    k: int
+    weight: float
+
+
+class Forward:
+    """One micro-batch through one SAE. Everything is computed once, when first asked for.
+
+    The loss, summed over tokens: ‖x̂ - x‖² / width + the variant's penalty (and its proxy's error, and the dead
+    latents' loss, where there are such). So its mean over tokens is the mean squared error over tokens and dimensions,
+    plus those. Where the variant has prefixes, the first term is the mean over them.
+
+    Args:
+        x: activations, centred.
+        weights: `encoder` and, unless tied, `decoder`.
+        variant: the SAE's variant.
+        auxiliary: the dead latents' loss, if they have one.
+    """
+
+    def __init__(
+        self,
+        x: Float[Tensor, "token width"],
+        weights: Mapping[str, Weights],
+        variant: Variant,
+        auxiliary: Auxiliary | None = None,
+    ) -> None:
+        self.x, self.variant, self.auxiliary = x, variant, auxiliary
+        self.encoder = weights["encoder"]
+        self.tied = "decoder" not in weights
+        self.decoder = weights["encoder" if self.tied else "decoder"]
+        self.b_dec = None if self.tied else self.decoder.b
+        self.width = x.shape[1]
+        ends = variant.prefixes(len(self.encoder.W))
+        self._parts = [slice(a, b) for a, b in zip((0, *ends), ends, strict=False)]
+
+    @cached_property
+    def u(self) -> Float[Tensor, "token latent"]:
+        """The drive."""
+        assert self.encoder.b is not None
+        return (self.x @ self.encoder.W.T).add_(self.encoder.b)
+
+    @cached_property
+    def code(self) -> Float[Tensor, "token latent"]:
+        """The latents' activations."""
+        return self.variant.activate(self.u, self.encoder.extra)
+
+    @cached_property
+    def _errors(self) -> list[Float[Tensor, "token width"]]:
+        """Reconstruction minus input, of each prefix of the dictionary."""
+        wanted, errors = self.x if self.b_dec is None else self.x - self.b_dec, []
+        for part in self._parts:
+            done = torch.addmm(wanted, self.code[:, part], self.decoder.W[part], beta=1 if errors else -1)
+            errors.append(done)
+            wanted = done
+        return errors
+
+    @property
+    def error(self) -> Float[Tensor, "token width"]:
+        """Reconstruction minus input."""
+        return self._errors[-1]
+
+    @cached_property
+    def beside(self) -> Float[Tensor, ""]:
+        """What the loss has beside ‖x̂ - x‖² / width, summed over tokens."""
+        rest = self.variant.penalty(self.u, self.code, self.width)
+        if len(self._errors) > 1:
+            squares = torch.stack([error.square().sum() for error in self._errors])
+            rest = rest + (squares.mean() - squares[-1]) / self.width
+        for loss in (self._proxy, self._revived):
+            if loss is not None:
+                rest = rest + loss.weight * loss.error.square().sum() / self.width
+        return rest
+
+    @cached_property
+    def _proxy(self) -> _Side | None:
+        """The error of the variant's second code."""
+        code = self.variant.proxy(self.u)
+        if code is None:
+            return None
+        wanted = self.x if self.b_dec is None else self.x - self.b_dec
+        return _Side(code, torch.addmm(wanted, code, self.decoder.W, beta=-1), 1.0)
+
+    @cached_property
+    def _revived(self) -> _Side | None:
+        """How far the dead latents' reconstruction is from the error that the live ones leave."""
+        aux = self.auxiliary
+        if aux is None:
+            return None
+        u = self.u[:, aux.dead]
+        top = u.topk(aux.k, dim=1, sorted=False)
+        code = torch.zeros_like(u).scatter_(1, top.indices, torch.relu(top.values))
+        # The error is reconstruction minus input: what is left to explain is its negative.
+        return _Side(code, torch.addmm(self.error, code, self.decoder.W[aux.dead]), aux.weight)
+
+    @cached_property
+    def _through_decoder(self) -> list[Float[Tensor, "token width"]]:
+        """The loss's gradient for each part's share of the reconstruction: a part is in its prefix and all longer."""
+        share, sums = 2 / (self.width * len(self._errors)), []
+        for error in reversed(self._errors):
+            sums.append(error * share if not sums else torch.add(sums[-1], error, alpha=share))
+        return sums[::-1]
+
+    @cached_property
+    def _through_code(self) -> tuple[Float[Tensor, "token latent"], dict[str, Tensor]]:
+        pieces = [
+            signal @ self.decoder.W[part].T for signal, part in zip(self._through_decoder, self._parts, strict=True)
+        ]
+        gradient = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+        proxy = self._proxy
+        of_proxy = None if proxy is None else proxy.signal(self.width) @ self.decoder.W.T
+        return self.variant.backward(self.u, self.code, gradient, self.width, self.encoder.extra, of_proxy)
+
+    def _decoder_gradient(self) -> Weights:
+        pieces = [
+            self.code[:, part].T @ signal for signal, part in zip(self._through_decoder, self._parts, strict=True)
+        ]
+        W = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if self._revived is not None and self.auxiliary is not None:
+            W.index_add_(0, self.auxiliary.dead, self._revived.code.T @ self._revived.signal(self.width))
+        return Weights(W, None if self.b_dec is None else _sum(self._through_decoder[0]))
+
+    def _encoder_gradient(self) -> Weights:
+        through, extra = self._through_code
+        W, b = through.T @ self.x, _sum(through)
+        if self._revived is not None and self.auxiliary is not None:
+            dead = self.auxiliary.dead
+            back = self._revived.signal(self.width) @ self.decoder.W[dead].T
+            back = torch.ops.aten.threshold_backward(back, self._revived.code, 0)
+            W.index_add_(0, dead, back.T @ self.x)
+            b.index_add_(0, dead, _sum(back))
+        if self.tied:
+            W += self._decoder_gradient().W
+        return Weights(W, b, extra)
+
+    def synapse(self, name: str) -> Synapse:
+        """The synapse `encoder` or `decoder`, as a rule sees it."""
+        if name == "encoder":
+            return Synapse(self.x, self.u, self.code, self.encoder, self._encoder_gradient)
+        return Synapse(self.x, self.u, self.code, self.decoder, self._decoder_gradient)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A side term of the loss: weight · ‖error‖² / width, with an error that a code of its own makes."""
+
+    code: Float[Tensor, "token some"]
+    error: Float[Tensor, "token width"]
+    weight: float
+
+    def signal(self, width: int) -> Float[Tensor, "token width"]:
+        """The term's gradient for the code's reconstruction."""
+        return self.error * (2 * self.weight / width)
+
+
+def _sum(values: Float[Tensor, "token _"]) -> Float[Tensor, "_"]:
+    """The sum over tokens. A product with a row of ones is many times faster than PyTorch's sum over dimension 0."""
+    return (values.new_ones(1, len(values)) @ values).squeeze(0)

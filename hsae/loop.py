@@ -1,0 +1,180 @@
+"""The state of a training, and one step of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hsae.diagnostics import Diagnosis, Diagnostics
+from hsae.errors import UserError
+from hsae.learner import Learner, Moment, accumulate
+from hsae.metrics import Meter, Metrics
+from hsae.rules.backprop import Backprop
+from hsae.run import RunWriter
+from hsae.store import Store
+from hsae.trainconfig import TrainConfig
+
+# Weights this many times longer than at the start have left every regime that any rule is meant for.
+EXPLODED = 1e4
+
+
+class Loop:
+    """All learners of a training, side by side. Only it changes state.
+
+    Args:
+        settings: of the training.
+        steps: how many there will be.
+        centres: for each setup, what is taken from the scaled activations, [width]; their device is the training's.
+        scale: activations are multiplied by it.
+    """
+
+    def __init__(
+        self, settings: TrainConfig, steps: int, centres: Mapping[str, Float[Tensor, "width"]], scale: float
+    ) -> None:
+        self.settings, self.steps, self.scale = settings, steps, scale
+        self.device = next(iter(centres.values())).device
+        self.micro_batch = settings.micro_batch or (512 if self.device.type == "cpu" else settings.batch_tokens)
+        self.learners = [
+            Learner(name, settings.setup[name], seed, settings.latents, centres[name])
+            for name in settings.setups
+            for seed in settings.seeds
+        ]
+        self.step = 0
+        self.diverged: dict[int, str] = {}
+        self.seconds = [0.0] * len(self.learners)
+        self.diagnostics: dict[int, Diagnostics] = {}
+        starts = [x.weights["encoder"] for x in self.learners]
+        self._start_norm = [float(x.W.norm()) for x in starts]
+        self._start_bias = [x.b for x in starts]
+        # For each latent, the number of training tokens seen when it last fired.
+        self._last_fired = [torch.zeros(settings.latents, dtype=torch.int64, device=self.device) for _ in starts]
+
+    @property
+    def active(self) -> list[int]:
+        """Indices of the learners that have not diverged."""
+        return [i for i in range(len(self.learners)) if i not in self.diverged]
+
+    def advance(self, batch: Float[Tensor, "token width"]) -> list[dict[str, Any]]:
+        """One step of every learner; the lines for `metrics.jsonl`, when this step is one that is logged."""
+        x = batch.to(self.device) * self.scale
+        centre = x.mean(0)
+        self.step += 1
+        logged = self.step in (1, self.steps) or self.step % self.settings.log_every == 0
+        records = []
+        for i in self.active:
+            began = time.perf_counter()
+            learner = self.learners[i]
+            metrics = self._learn(i, x, centre, logged)
+            # On a GPU reading a result waits for it, so there it is read only when it is logged.
+            if metrics is not None:
+                reason = self._trouble(i, metrics)
+                if reason:
+                    self.diverged[i] = f"{'at' if self.device.type == 'cpu' else 'by'} step {self.step}: {reason}"
+                elif logged:
+                    head = {"step": self.step, "setup": learner.name, "seed": learner.seed}
+                    record = head | finite(dataclasses.asdict(metrics)) | {"dead": self.dead(i)}
+                    if learner.steering.target is not None:
+                        record["sparsity"] = learner.steering.factor
+                    if i in self.diagnostics:
+                        record["rule"] = finite(dataclasses.asdict(self.diagnostics[i]))
+                    records.append(record)
+            self.seconds[i] += time.perf_counter() - began
+        return records
+
+    def _learn(self, i: int, x: Tensor, centre: Tensor, logged: bool) -> Metrics | None:
+        """One learner's step; its metrics where they are read."""
+        learner, blocks = self.learners[i], x.split(self.micro_batch)
+        revive = learner.setup.revive
+        moment = Moment(self.step, self.steps, None if revive is None else self._silent(i, revive.tokens))
+        meter, losses = Meter(centre, self.settings.latents), []
+        local = logged and not isinstance(learner.setup.encoder, Backprop)
+        start = self._start_bias[i]
+        diagnosis = Diagnosis(learner.setup.encoder, start) if local and start is not None else None
+        statistics: dict[str, Any] = {}
+        learner.begin(blocks, moment)
+        for block in blocks:
+            forward = learner.forward(block)
+            meter.add(block, forward.error, forward.code, forward.beside)
+            accumulate(statistics, learner.statistics(forward))
+            if revive is not None:
+                losses.append(forward.error.square().sum(1))
+            if diagnosis is not None:
+                diagnosis.add(forward)
+        before = learner.weights["encoder"]
+        learner.update(statistics, moment)
+        if diagnosis is not None:
+            self.diagnostics[i] = diagnosis.result(before, learner.weights["encoder"])
+        if revive is not None:
+            learner.revive(x, torch.cat(losses), moment)
+        self._last_fired[i].masked_fill_(meter.fired > 0, self.step * self.settings.batch_tokens)
+        if learner.steering.target is not None:
+            learner.steering.observe(meter.fired.sum().item() / len(x))
+        return meter.result() if logged or self.device.type == "cpu" else None
+
+    def _trouble(self, i: int, metrics: Metrics) -> str | None:
+        """Which quantity left its bounds and the likely cause, or None."""
+        learner = self.learners[i]
+        rate = "a learning rate too high for the scale of the activations"
+        hint = (
+            f"{rate}; lower --setup.{learner.name}.encoder.lr, or scale the activations with --normalise.mode variance"
+        )
+        if not math.isfinite(metrics.loss):
+            return f"the loss is {metrics.loss}; likely {hint}"
+        for name, weights in learner.weights.items():
+            for part, value in weights.items().items():
+                if not math.isfinite(norm := value.norm().item()):
+                    return f"the norm of the {name}'s {part} is {norm}; likely {hint}"
+            if weights.W.norm().item() > EXPLODED * self._start_norm[i]:
+                return f"the {name}'s weights grew {EXPLODED:.0e} times; likely a rule without decay, or {hint}"
+        return None
+
+    def _silent(self, i: int, tokens: int) -> Bool[Tensor, "latent"]:
+        """Which latents fired on none of the last so many training tokens."""
+        return self.step * self.settings.batch_tokens - self._last_fired[i] >= tokens
+
+    def dead(self, i: int) -> int:
+        """How many latents are dead by the settings' window."""
+        seen = self.step * self.settings.batch_tokens
+        return int(self._silent(i, min(self.settings.dead_window, seen)).sum())
+
+    def snapshot(self, store: Store) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that going on needs: tensors, and plain data."""
+        tensors = {}
+        for i, learner in enumerate(self.learners):
+            tensors |= {f"{i}.{key}": value for key, value in learner.tensors().items()}
+            tensors[f"{i}.last_fired"] = self._last_fired[i]
+        diagnostics = {i: finite(dataclasses.asdict(d)) for i, d in self.diagnostics.items()}
+        state = {"step": self.step, "diverged": self.diverged, "seconds": self.seconds, "diagnostics": diagnostics}
+        return tensors, state | {"store": store.manifest.fingerprint}
+
+    def restore(self, writer: RunWriter, store: Store) -> None:
+        """Go on from a run's checkpoint, if it has one.
+
+        Raises:
+            UserError: the checkpoint was made on other data.
+        """
+        saved = writer.restore()
+        if saved is None:
+            return
+        tensors, state = saved
+        if state.get("store") != store.manifest.fingerprint:
+            raise UserError(f"{writer.folder}: was begun on another store; give another --name, or delete it")
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.diverged = {int(i): reason for i, reason in state["diverged"].items()}
+        self.diagnostics = {int(i): Diagnostics(**d) for i, d in state["diagnostics"].items()}
+        for i, learner in enumerate(self.learners):
+            prefix = f"{i}."
+            learner.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            self._last_fired[i] = tensors[f"{i}.last_fired"].to(self.device)
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same numbers, None for those that JSON cannot hold."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

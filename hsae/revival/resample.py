@@ -1,0 +1,74 @@
+"""Resampling (Bricken et al., "Towards Monosemanticity", 2023): a dead latent starts anew at a badly explained token.
+
+Every `every` steps a token is drawn for each dead latent, with probability proportional to its loss squared. The
+latent's encoder row becomes that token's direction, `gain` times as long as live rows are on average, its bias 0; its
+decoder row the same direction, as long as live ones. What its rule remembered of it is forgotten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hsae.config import require
+from hsae.revival import Patient, Revival
+from hsae.rules import State, Weights
+
+
+@dataclass(frozen=True)
+class Resample(Revival):
+    """Dead latents are drawn anew from badly explained tokens."""
+
+    every: int = 100
+    """steps between resamplings"""
+    share: float = 0.8
+    """none after this share of the training's steps, so that the last ones can settle"""
+    gain: float = 0.2
+    """length of a new encoder row, in lengths of live ones"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.every >= 1, "every", "1 or above", self.every)
+        require(0 < self.share <= 1, "share", "in (0, 1]", self.share)
+        require(self.gain > 0, "gain", "above 0", self.gain)
+
+    def revive(self, patient: Patient) -> tuple[dict[str, Weights], dict[str, State]] | None:
+        if patient.step % self.every or patient.done > self.share or not bool(patient.dead.any()):
+            return None
+        return replace_rows(patient, patient.x, self.gain)
+
+
+def replace_rows(
+    patient: Patient, directions: Float[Tensor, "token width"], gain: float
+) -> tuple[dict[str, Weights], dict[str, State]]:
+    """Every dead latent begins anew along one of the tokens' `directions`, drawn by the tokens' loss squared."""
+    dead = patient.dead
+    chance = patient.loss.double().square().cpu()
+    chance = chance if float(chance.sum()) > 0 else torch.ones_like(chance)
+    drawn = torch.multinomial(chance, int(dead.sum()), replacement=True, generator=patient.generator)
+    rows = torch.nn.functional.normalize(directions[drawn.to(directions.device)], dim=1)
+    weights, state = {}, {}
+    for name, old in patient.weights.items():
+        length = old.W[~dead].norm(dim=1).mean() if bool((~dead).any()) else old.W.new_ones(())
+        W, b = old.W.clone(), old.b
+        # A tied matrix serves as encoder and decoder: it takes the decoder's length.
+        W[dead] = rows * length * (gain if name == "encoder" and "decoder" in patient.weights else 1.0)
+        if name == "encoder" and b is not None:
+            b = b.masked_fill(dead, 0.0)
+        weights[name] = replace(old, W=W, b=b)
+        # A decoder's bias belongs to no latent, even where there are as many as the activations are wide.
+        state[name] = {
+            key: value if name == "decoder" and key.startswith("b.") else _forgotten(value, dead)
+            for key, value in patient.state[name].items()
+        }
+    return weights, state
+
+
+def _forgotten(value: Tensor, dead: Bool[Tensor, "latent"]) -> Tensor:
+    """A rule's memory with the dead latents' rows at 0; what has no row for each latent stays."""
+    if value.ndim == 0 or len(value) != len(dead):
+        return value
+    return value.masked_fill(dead.reshape(-1, *[1] * (value.ndim - 1)), 0)

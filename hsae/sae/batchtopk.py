@@ -1,0 +1,85 @@
+"""BatchTopK (Bussmann et al., arXiv 2412.06410): the k·tokens highest positive drives of a whole batch; no penalty.
+
+So tokens may use more or fewer latents, k on average. The cut is found exactly and over the whole batch, whatever its
+micro-batches. The trained SAE cuts at the running average of training's cuts, and so needs no batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hsae.config import require
+from hsae.sae import NONE, Parameters, Variant
+
+
+@dataclass(frozen=True)
+class BatchTopK(Variant):
+    """The most driven latents of each batch, k a token on average."""
+
+    pointwise: ClassVar[bool] = True
+    whole_batch: ClassVar[bool] = True
+
+    k: float = 32
+    """latents that a token uses on average"""
+    memory: float = 0.98
+    """decay of the running average of the cut"""
+
+    def __post_init__(self) -> None:
+        require(self.k > 0, "k", "above 0", self.k)
+        require(0 <= self.memory < 1, "memory", "in [0, 1)", self.memory)
+
+    def parameters(self, latents: int) -> dict[str, Tensor]:
+        return {"threshold": torch.zeros(()), "cut": torch.zeros(())}
+
+    def settle(
+        self, drives: Callable[[], Iterable[Float[Tensor, "token latent"]]], tokens: int, parameters: Parameters
+    ) -> Parameters:
+        wanted, last = round(self.k * tokens), parameters["cut"]
+        # Half the last cut leaves few candidates. Where it leaves too few, every positive drive is one.
+        for floor in (last / 2, torch.zeros_like(last)):
+            candidates = torch.cat([u[u > floor] for u in drives()])
+            if len(candidates) >= wanted:
+                break
+        cut = torch.zeros_like(last)
+        if len(candidates) > wanted:
+            cut = candidates.kthvalue(len(candidates) - wanted + 1).values
+        first = last == 0
+        threshold = torch.where(first, cut, self.memory * parameters["threshold"] + (1 - self.memory) * cut)
+        return {"threshold": threshold, "cut": cut}
+
+    def inference(self, parameters: Parameters) -> dict[str, Tensor]:
+        return {"threshold": parameters["threshold"]}
+
+    def activate(
+        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
+    ) -> Float[Tensor, "token latent"]:
+        cut = parameters["cut"] if "cut" in parameters else parameters["threshold"]
+        return torch.where(u >= cut, u, 0).relu_()
+
+    def penalty(
+        self, u: Float[Tensor, "token latent"], code: Float[Tensor, "token latent"], width: int
+    ) -> Float[Tensor, ""]:
+        return code.new_zeros(())
+
+    def backward(
+        self,
+        u: Float[Tensor, "token latent"],
+        code: Float[Tensor, "token latent"],
+        gradient: Float[Tensor, "token latent"],
+        width: int,
+        parameters: Parameters = NONE,
+        proxy: Float[Tensor, "token latent"] | None = None,
+    ) -> tuple[Float[Tensor, "token latent"], dict[str, Tensor]]:
+        return torch.ops.aten.threshold_backward(gradient, code, 0), {}
+
+    def aimed(self, l0: float) -> BatchTopK:
+        return replace(self, k=l0)
+
+    def rescaled(self, parameters: Parameters, scale: float) -> dict[str, Tensor]:
+        return {name: value / scale for name, value in parameters.items()}
