@@ -122,18 +122,16 @@ class Forward:
 
     @cached_property
     def _through_code(self) -> tuple[Float[Tensor, "token latent"], dict[str, Tensor]]:
-        pieces = [
-            signal @ self.decoder.W[part].T for signal, part in zip(self._through_decoder, self._parts, strict=True)
-        ]
+        pairs = zip(self._through_decoder, self._parts, strict=True)
+        pieces = [signal @ self.decoder.W[part].T for signal, part in pairs]
         gradient = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
         proxy = self._proxy
         of_proxy = None if proxy is None else proxy.signal(self.width) @ self.decoder.W.T
         return self.variant.backward(self.u, self.code, gradient, self.width, self.encoder.extra, of_proxy)
 
     def _decoder_gradient(self) -> Weights:
-        pieces = [
-            self.code[:, part].T @ signal for signal, part in zip(self._through_decoder, self._parts, strict=True)
-        ]
+        pairs = zip(self._through_decoder, self._parts, strict=True)
+        pieces = [self.code[:, part].T @ signal for signal, part in pairs]
         W = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if self._revived is not None and self.auxiliary is not None:
             W.index_add_(0, self.auxiliary.dead, self._revived.code.T @ self._revived.signal(self.width))

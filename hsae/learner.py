@@ -79,7 +79,7 @@ class Learner:
         self._auxiliary: Auxiliary | None = None
 
     def begin(self, blocks: Sequence[Float[Tensor, "_ width"]], moment: Moment) -> None:
-        """Make ready for a batch: the step's sparsity, the variant's cut over the whole batch, the dead latents' loss."""
+        """Make ready for a batch: the step's sparsity, the cut over the whole batch, the dead latents' loss."""
         setup, encoder = self.setup, self.weights["encoder"]
         self._variant = setup.variant.weighted(setup.schedule.sparsity(moment.step) * self.steering.factor)
         if setup.variant.whole_batch:

@@ -15,7 +15,7 @@ from torch import Tensor
 from hsae.diagnostics import Diagnosis, Diagnostics
 from hsae.errors import UserError
 from hsae.learner import Learner, Moment, accumulate
-from hsae.metrics import Meter, Metrics
+from hsae.metrics import Meter, Metrics, score
 from hsae.rules.backprop import Backprop
 from hsae.run import RunWriter
 from hsae.store import Store
@@ -23,6 +23,8 @@ from hsae.trainconfig import TrainConfig
 
 # Weights this many times longer than at the start have left every regime that any rule is meant for.
 EXPLODED = 1e4
+# Tokens on which steering compares the L0 of training and held-out data.
+STEERED = 4096
 
 
 class Loop:
@@ -33,10 +35,16 @@ class Loop:
         steps: how many there will be.
         centres: for each setup, what is taken from the scaled activations, [width]; their device is the training's.
         scale: activations are multiplied by it.
+        held: held-out tokens, scaled, that steering looks at.
     """
 
     def __init__(
-        self, settings: TrainConfig, steps: int, centres: Mapping[str, Float[Tensor, "width"]], scale: float
+        self,
+        settings: TrainConfig,
+        steps: int,
+        centres: Mapping[str, Float[Tensor, "width"]],
+        scale: float,
+        held: Float[Tensor, "token width"],
     ) -> None:
         self.settings, self.steps, self.scale = settings, steps, scale
         self.device = next(iter(centres.values())).device
@@ -46,6 +54,7 @@ class Loop:
             for name in settings.setups
             for seed in settings.seeds
         ]
+        self._held = held[:STEERED].to(self.device)
         self.step = 0
         self.diverged: dict[int, str] = {}
         self.seconds = [0.0] * len(self.learners)
@@ -115,6 +124,10 @@ class Loop:
             learner.revive(x, torch.cat(losses), moment)
         self._last_fired[i].masked_fill_(meter.fired > 0, self.step * self.settings.batch_tokens)
         if learner.steering.target is not None:
+            if self.step % 10 == 0:
+                sae, seen = learner.sae(1.0), min(len(x), STEERED)
+                few = (x[:seen], self._held)
+                learner.steering.calibrate(*(score(sae, rows, self.micro_batch).l0 for rows in few))
             learner.steering.observe(meter.fired.sum().item() / len(x))
         return meter.result() if logged or self.device.type == "cpu" else None
 

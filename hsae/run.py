@@ -149,17 +149,17 @@ class Run:
                 f"run {self.name}: {row.setup} (seed {row.seed}) diverged {row.diverged}: it has no weights"
             )
         path, prefix = self.folder / WEIGHTS, f"{row.setup}/{row.seed}"
-        setup = self.setups[row.setup]
-        own = setup.variant.inference(setup.variant.parameters(1))
+        made = self.setups[row.setup]
+        own = made.variant.inference(made.variant.parameters(1))
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {key: file.get_tensor(f"{prefix}/{key}") for key in ("W_enc", "b_enc", "b_dec", *own)}
-                W_dec = tensors["W_enc"] if setup.tied else file.get_tensor(f"{prefix}/W_dec")
+                W_dec = tensors["W_enc"] if made.tied else file.get_tensor(f"{prefix}/W_dec")
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: damaged or unreadable ({error})") from None
         scale = 1.0 if self.result.folded else self.result.scale
         parameters = {name: tensors.pop(name) for name in own}
-        return SAE(**tensors, W_dec=W_dec, variant=setup.variant, scale=scale, parameters=parameters)
+        return SAE(**tensors, W_dec=W_dec, variant=made.variant, scale=scale, parameters=parameters)
 
 
 class RunWriter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -68,24 +68,15 @@ class Setup:
         rule, kind = registry.name_of(self.encoder), registry.name_of(self.sae)
         by_gradient = isinstance(self.encoder, Backprop)
         if self.sae.trained and not by_gradient:
-            kinds = ", ".join(carried())
-            raise ValueError(f"sae: {kind} has parameters that only backprop trains; {rule} can train {kinds}")
+            can = _names(Variant, lambda variant: not variant.trained)
+            raise ValueError(f"sae: {kind} has parameters that only backprop trains; {rule} can train {can}")
         if self.target_l0 is not None and self.sae.penalised and not by_gradient:
-            kinds = ", ".join(k for k in carried() if not registry.find(Variant.package, k, Variant).penalised)
-            raise ValueError(
-                f"target_l0: {rule} does not follow the penalty of {kind}, so nothing can be steered; it can with {kinds}"
-            )
+            can = _names(Variant, lambda variant: not variant.penalised)
+            raise ValueError(f"target_l0: {rule} does not follow the penalty of {kind}; it can be steered with {can}")
         if self.revive is not None and self.revive.gradient:
-            if not by_gradient or not (self.tied or isinstance(self.decoder, Backprop)):
-                ways = [
-                    n
-                    for n in registry.names(Revival.package)
-                    if not registry.find(Revival.package, n, Revival).gradient
-                ]
-                name = registry.name_of(self.revive)
-                raise ValueError(
-                    f"revive: {name} works through the loss, so backprop must train; else {', '.join(ways)}"
-                )
+            name, others = registry.name_of(self.revive), _names(Revival, lambda revival: not revival.gradient)
+            both = by_gradient and (self.tied or isinstance(self.decoder, Backprop))
+            config.require(both, "revive", f"one of {others} where a local rule learns", name)
 
     @property
     def variant(self) -> Variant:
@@ -93,10 +84,10 @@ class Setup:
         return self.sae if self.target_l0 is None else self.sae.aimed(self.target_l0)
 
 
-def carried() -> list[str]:
-    """The variants that every rule can train: those without parameters of their own that learn by gradient."""
-    kinds = registry.names(Variant.package)
-    return [name for name in kinds if not registry.find(Variant.package, name, Variant).trained]
+def _names(base: type[Any], wanted: Callable[[Any], bool]) -> str:
+    """The entries of a registry that a condition on their class picks."""
+    every = registry.names(base.package)
+    return ", ".join(name for name in every if wanted(registry.find(base.package, name, base)))
 
 
 def stock() -> list[str]:

@@ -9,36 +9,54 @@ from torch import Tensor
 
 
 class Steering:
-    """A proportional-integral controller of the logarithm of the penalty's weight.
+    """A controller of the logarithm of the penalty's weight: proportional, integral, and looking ahead.
+
+    L0 answers to the penalty slowly, over some ten steps, and drifts up as the SAE learns. So the controller acts on
+    where L0 is going, and sums up errors only once they are small.
 
     Args:
-        target: the L0 to come to; None leaves the penalty as it is.
+        target: the L0 to come to on held-out tokens; None leaves the penalty as it is.
     """
 
-    # Chosen so that the penalty moves by a factor of e in about 30 steps when L0 is off by as much: slower than the
-    # optimiser answers, or the two swing against each other.
-    INTEGRAL, PROPORTIONAL, LIMIT = 0.03, 0.5, 1.0
+    PROPORTIONAL, INTEGRAL, AHEAD = 2.5, 0.1, 20.0
+    SMOOTH, SETTLED, LIMIT, FIRST = 0.9, 0.5, 1.0, 50
 
     def __init__(self, target: float | None) -> None:
         self.target = target
-        self._integral, self._error = 0.0, 0.0
+        # Steps seen, log L0 (smoothed), its change a step, sum of errors, last error, log of held-out over training L0.
+        self._steps, self._level, self._slope, self._sum, self._error, self._shift = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
 
     @property
     def factor(self) -> float:
         """What the penalty's weight is multiplied by now."""
-        return math.exp(self._integral + self.PROPORTIONAL * self._error)
+        return math.exp(self._sum + self.PROPORTIONAL * self._error)
 
     def observe(self, l0: float) -> None:
-        """Take in the L0 of a batch."""
-        if self.target is not None:
-            error = math.log(max(l0, 1e-3) / self.target)
+        """Take in the L0 of a training batch."""
+        if self.target is None:
+            return
+        level = math.log(max(l0, 1e-3))
+        last = self._level if self._steps else level
+        self._level = self.SMOOTH * last + (1 - self.SMOOTH) * level
+        self._slope = self.SMOOTH * self._slope + (1 - self.SMOOTH) * (self._level - last)
+        self._steps += 1
+        # L0 falls from half the latents to few in the first steps, whatever the penalty.
+        if self._steps >= self.FIRST:
+            error = self._level + self._shift + self.AHEAD * self._slope - math.log(self.target)
             self._error = min(self.LIMIT, max(-self.LIMIT, error))
-            self._integral += self.INTEGRAL * self._error
+            if abs(error) < self.SETTLED:
+                self._sum += self.INTEGRAL * error
+
+    def calibrate(self, trained: float, held_out: float) -> None:
+        """Take in the same SAE's L0 on training tokens and on held-out ones."""
+        if self.target is not None and trained > 0 and held_out > 0:
+            self._shift = 0.8 * self._shift + 0.2 * math.log(held_out / trained)
 
     def tensor(self) -> Tensor:
         """Its state, to save."""
-        return torch.tensor([self._integral, self._error], dtype=torch.float64)
+        state = (self._steps, self._level, self._slope, self._sum, self._error, self._shift)
+        return torch.tensor(state, dtype=torch.float64)
 
     def restore(self, saved: Tensor) -> None:
         """Take over what `tensor` gave."""
-        self._integral, self._error = saved.tolist()
+        self._steps, self._level, self._slope, self._sum, self._error, self._shift = saved.tolist()

@@ -60,7 +60,9 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
     held_out = _held_out_sequences(settings, store)
     rows = store.rows(hook, settings.data_seed, held_out)
     steps = _steps(settings, store, rows)
-    loop = Loop(settings, steps, _centres(settings, record, rows, scale, device), scale)
+    whole = store.manifest.sequences
+    held = _tokens(store, hook, whole - held_out, whole, settings.held_out) * scale
+    loop = Loop(settings, steps, _centres(settings, record, rows, scale, device), scale, held)
     with alone(folder, "hsae train"):
         writer = RunWriter(folder, resolved)
         loop.restore(writer, store)
@@ -69,8 +71,6 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         progress.say(f"{folder}: {count} of {settings.batch_tokens:,} tokens on {device}{begun}")
         _warn(settings, record, scale, steps, progress)
         _fit(loop, store, rows, steps, writer, progress)
-        whole = store.manifest.sequences
-        held = _tokens(store, hook, whole - held_out, whole, settings.held_out) * scale
         trained = _tokens(store, hook, 0, whole - held_out, settings.held_out) * scale
         saes = {(x.name, x.seed): x.sae(scale) for i, x in enumerate(loop.learners) if i not in loop.diverged}
         if settings.normalise.fold:

@@ -56,7 +56,7 @@ class Revival(Registered, ABC):
         require(self.tokens >= 1, "tokens", "1 or above", self.tokens)
 
     def auxiliary(self, dead: int, width: int) -> tuple[int, float] | None:
-        """How many dead latents a token may use to reconstruct the error, and the weight of that loss; None: no such."""
+        """How many dead latents a token may use to reconstruct the error, and that loss's weight; None: no such."""
         return None
 
     @abstractmethod

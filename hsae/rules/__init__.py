@@ -40,8 +40,8 @@ class Weights:
     def plus(self, change: Weights) -> Weights:
         """The sum. What the change lacks stays as it is."""
         b = self.b if self.b is None or change.b is None else self.b + change.b
-        extra = {name: value + change.extra[name] if name in change.extra else value for name, value in self.extra.items()}
-        return Weights(self.W + change.W, b, extra)
+        moved = {name: self.extra[name] + value for name, value in change.extra.items()}
+        return Weights(self.W + change.W, b, {**self.extra, **moved})
 
     def items(self) -> dict[str, Tensor]:
         """Every tensor under its name: `W`, `b`, and those of `extra`."""

@@ -1,16 +1,15 @@
-"""Oja's rule (J. Math. Biol. 15, 1982): ΔW_k = lr · mean over tokens of y_k (x - y_k w_k), with y = W x.
+"""Oja's rule (J. Math. Biol. 15, 1982): ΔW_k = lr · mean over tokens of y_k (x - y_k w_k), with y = W x or the code.
 
-Every latent finds the first principal component, up to its sign: there is no competition.
+With y = W x every latent finds the first principal component, up to its sign: there is no competition.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from hsae.config import require
 from hsae.rules import Rule, State, Statistics, Synapse, Weights
+from hsae.rules._post import Post, count, over_tokens, post
 
 
 @dataclass(frozen=True)
@@ -19,14 +18,15 @@ class Oja(Rule):
 
     lr: float = 1e-2
     """learning rate"""
+    post: Post = "drive"
+    """the latents' side of the product: W x, or their code"""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "lr", "above 0", self.lr)
 
     def statistics(self, synapse: Synapse) -> Statistics:
-        y = synapse.u if synapse.weights.b is None else synapse.u - synapse.weights.b
-        tokens = torch.tensor(float(len(y)), device=y.device)
-        return {"yx": y.T @ synapse.x, "yy": y.square().sum(0), "tokens": tokens}
+        y = post(synapse, self.post)
+        return {"yx": y.T @ synapse.x, "yy": over_tokens(y.square()), "tokens": count(synapse)}
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
         direction = statistics["yx"] - statistics["yy"][:, None] * weights.W

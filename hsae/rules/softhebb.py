@@ -1,14 +1,14 @@
 """SoftHebb: a soft winner-take-all with anti-Hebbian losers, as a rule for linear layers.
 
 Moraitis et al., Neuromorph. Comput. Eng. 2 (2022) 044017; Journé et al., arXiv 2209.11883 (the signed form and the
-adaptive rate). Here for the Lebesgue exponent p = 2. Per token, with u = W x + b and y = softmax(temperature·u):
+adaptive rate). Per token, with u = W x + b and y = softmax(temperature·u):
 
     s_k   = +y_k for the winner (the latent of the highest u), -y_k for every other latent
     ΔW_k  ∝ Σ_tokens s_k (x - u_k w_k)        scaled by one number, so that the largest entry of the batch's sum is 1
     Δb_k  ∝ Σ_tokens s_k / e^(temperature·b_k) - tokens        scaled likewise
     rate  = lr · (| ‖w_k‖ - 1 | + 1e-10)^power, for each latent
 
-Σ s_k u_k needs no pass over [token, latent] of its own: it is w_k · (Σ s_k x) + b_k Σ s_k.
+With a Lebesgue exponent p ≠ 2 the rule's u is sign(W)|W|^(p-1) x + b and the norm the p-norm. The SAE's stays W x + b.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from torch import Tensor
 
 from hsae.config import require
 from hsae.rules import Rule, State, Statistics, Synapse, Weights
+from hsae.rules._post import competing, count, over_tokens
+from hsae.rules._rates import Normalise, decayed, rates, scaled
 
 # e^(temperature·b) is a prior probability: it stays in [e^-60, 1]. Much lower, float32 would make it 0 and Δb infinite.
 LOG_PRIOR_RANGE = (-60.0, 0.0)
@@ -38,23 +40,30 @@ class SoftHebb(Rule):
     """inverse temperature of the softmax over latents"""
     signed: bool = True
     """losers learn with the opposite sign (Krotov); false: all learn with the winner's"""
-    normalise: Literal["global", "row", "mean"] = "global"
+    normalise: Normalise = "global"
     """scale the batch's sum by its largest entry, each latent's by its own largest, or by the number of tokens"""
     adaptive: bool = True
     """scale each latent's rate by its row's distance from unit norm"""
     power: float = 0.2
     """exponent of that distance"""
+    p: float = 2.0
+    """Lebesgue exponent of the rule's drive and norm"""
     prior: bool = True
     """learn the latents' bias as a log prior (see bias_init); false: no bias"""
     bias_init: Literal["log_prior", "paper_literal"] = "log_prior"
     """ln(1/latents)/temperature; or temperature/ln(temperature/latents), as the paper's appendix prints it"""
     bias_lr: float = 0.1
     """the bias' rate is lr·bias_lr/temperature; the official code's is 1"""
+    bias_arithmetic: Literal["log", "official"] = "log"
+    """by logarithms; or as in the official code, where e^(temperature·b) can underflow and all turn into NaN"""
+    prior_signed: bool = True
+    """the bias learns from s, as published: most fall for ever; false: from y, so that e^(temperature·b) is its mean"""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "lr", "above 0", self.lr)
         require(self.temperature > 0, "temperature", "above 0", self.temperature)
         require(self.power >= 0, "power", "0 or above", self.power)
+        require(self.p >= 1, "p", "1 or above", self.p)
         require(self.bias_lr >= 0, "bias_lr", "0 or above", self.bias_lr)
 
     def bias(self, latents: int) -> Float[Tensor, "latent"]:
@@ -64,36 +73,36 @@ class SoftHebb(Rule):
             return torch.full((latents,), self.temperature / math.log(self.temperature / latents))
         return torch.full((latents,), -math.log(latents) / self.temperature)
 
+    def signal(self, synapse: Synapse) -> Float[Tensor, "token latent"]:
+        return competition(competing(synapse, self.p), self.temperature, self.signed)
+
     def statistics(self, synapse: Synapse) -> Statistics:
-        s = competition(synapse.u, self.temperature, self.signed)
-        tokens = torch.tensor(float(len(s)), device=s.device)
-        # A product with a row of ones is many times faster than PyTorch's sum over the first dimension.
-        return {"sx": s.T @ synapse.x, "s": (s.new_ones(1, len(s)) @ s).squeeze(0), "tokens": tokens}
+        s = self.signal(synapse)
+        sums = {"sx": s.T @ synapse.x, "s": over_tokens(s), "tokens": count(synapse)}
+        if self.prior and not self.prior_signed:
+            sums["y"] = over_tokens(s.abs())
+        return sums
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
         sx, s, tokens = statistics["sx"], statistics["s"], statistics["tokens"]
-        W, b = weights.W, weights.b if weights.b is not None else torch.zeros_like(s)
-        su = (W * sx).sum(1) + b * s
-        direction = self._scaled(sx - su[:, None] * W, tokens)
-        rate = torch.full_like(s, self.lr)
-        if self.adaptive:
-            rate = rate * ((W.norm(dim=1) - 1).abs() + 1e-10) ** self.power
-        change_b = rate * (self.bias_lr / self.temperature) * self._bias_direction(s, b, tokens)
-        return Weights(rate[:, None] * direction, self._within_range(b, change_b) if self.prior else None), state
-
-    def _scaled(
-        self, direction: Float[Tensor, "latent width"], tokens: Float[Tensor, ""]
-    ) -> Float[Tensor, "latent width"]:
-        if self.normalise == "mean":
-            return direction / tokens
-        if self.normalise == "row":
-            return direction / (direction.abs().amax(1, keepdim=True) + 1e-30)
-        return direction / (direction.abs().max() + 1e-30)
+        direction = scaled(decayed(sx, s, weights, self.p), tokens, self.normalise)
+        rate = rates(weights.W, self.lr, self.adaptive, self.power, self.p)
+        b = weights.b if weights.b is not None else torch.zeros_like(s)
+        if not self.prior:
+            return Weights(rate[:, None] * direction), state
+        change_b = rate * (self.bias_lr / self.temperature) * self._bias_direction(statistics.get("y", s), b, tokens)
+        if self.bias_arithmetic == "log":
+            change_b = self._within_range(b, change_b)
+        return Weights(rate[:, None] * direction, change_b), state
 
     def _bias_direction(
         self, s: Float[Tensor, "latent"], b: Float[Tensor, "latent"], tokens: Float[Tensor, ""]
     ) -> Float[Tensor, "latent"]:
-        """(s/e^(temperature·b) - tokens) over its largest size, by logarithms: the exponential can be 0 in float32."""
+        """(s/e^(temperature·b) - tokens) over its largest size; by logarithms, for the exponential can be 0 in float32."""
+        if self.bias_arithmetic == "official":
+            prior = (self.temperature * b).exp()
+            change = (s - tokens * prior) / prior
+            return change / (change.abs().max() + 1e-30)
         log_ratio = s.abs().log() - self.temperature * b
         scale = torch.maximum(log_ratio.max(), tokens.log())
         direction = s.sign() * (log_ratio - scale).exp() - (tokens.log() - scale).exp()

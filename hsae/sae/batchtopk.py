@@ -40,11 +40,11 @@ class BatchTopK(Variant):
     def settle(
         self, drives: Callable[[], Iterable[Float[Tensor, "token latent"]]], tokens: int, parameters: Parameters
     ) -> Parameters:
-        wanted, last = round(self.k * tokens), parameters["cut"]
+        wanted, last = max(1, round(self.k * tokens)), parameters["cut"]
         # Half the last cut leaves few candidates. Where it leaves too few, every positive drive is one.
         for floor in (last / 2, torch.zeros_like(last)):
             candidates = torch.cat([u[u > floor] for u in drives()])
-            if len(candidates) >= wanted:
+            if len(candidates) > wanted:
                 break
         cut = torch.zeros_like(last)
         if len(candidates) > wanted:

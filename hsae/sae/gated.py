@@ -1,9 +1,9 @@
 """Gated SAE (Rajamanoharan et al., arXiv 2404.16014): one drive decides which latents are active, another how much.
 
-With u = W_enc x + b_enc (their gate, π): code = ReLU(e^r · u + m) where u > 0, else 0; r and m are vectors over latents.
-Their magnitude bias is m + e^r · b_enc here: the same functions. The loss, a token:
+With u = W_enc x + b_enc (their gate, π): code = ReLU(e^r · u + m) where u > 0, else 0; r and m have a number a latent.
+Their magnitude bias is m + e^r · b_enc here: the same functions. The loss, a token, with ReLU(u) = g:
 
-    ‖x̂ - x‖² / width  +  l1 · Σ ReLU(u) / width  +  ‖ReLU(u) W_dec + b_dec - x‖² / width, the decoder held fixed in the last
+    ‖x̂ - x‖² / width  +  l1 · Σ g / width  +  ‖g W_dec + b_dec - x‖² / width, the decoder held fixed in the last
 """
 
 from __future__ import annotations
