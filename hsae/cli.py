@@ -25,11 +25,13 @@ usage: hsae VERB [CONFIG.toml] [--key value …]
 
   harvest   run a language model over text, keep a hook point's activations
   train     train sparse autoencoders on them, with any learning rule
+  evaluate  splice them into the language model: what does it lose?
   inspect   look at a run, or at one latent: hsae inspect --latent 27
+  paper     reproduce the Hebbian SAE paper on a store, with a report
 
 hsae VERB --help lists the keys of a verb. A config file sets them in
-[harvest], [train] and [inspect]; flags override it. Stores and runs go to
-cache/ in the working folder, or to $HSAE_CACHE.
+[harvest], [train], [evaluate], [inspect] and [paper]; flags override it.
+Stores and runs go to cache/ in the working folder, or to $HSAE_CACHE.
 """
 
 
@@ -79,7 +81,13 @@ def run(args: list[str]) -> int:
 
         print(f"hsae {hsae.__version__}")
         return 0
-    verbs: dict[str, Callable[[list[str]], int]] = {"harvest": _harvest, "train": _train, "inspect": _inspect}
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "harvest": _harvest,
+        "train": _train,
+        "evaluate": _evaluate,
+        "inspect": _inspect,
+        "paper": _paper,
+    }
     if args[0] not in verbs:
         raise UserError(f"no verb {args[0]!r}; {choices(args[0], verbs)}")
     return verbs[args[0]]([_hyphens(arg) for arg in args[1:]])
@@ -126,8 +134,21 @@ def _train_description() -> str:
         f"setups: {', '.join(stock())}  (--setups NAME …)\n\n"
         f"rules: {', '.join(registry.names('hsae.rules'))}  (--encoder.rule NAME, --decoder.rule NAME)\n\n"
         f"variants: {', '.join(registry.names('hsae.sae'))}  (--sae.kind NAME)\n\n"
+        f"revivals of dead latents: {', '.join(registry.names('hsae.revival'))}  (--revive.kind NAME)\n\n"
         "--encoder.lr 1e-3 sets the field in every setup that has it, --setup.bp.encoder.lr 1e-3 in one."
     )
+
+
+def _evaluate(args: list[str]) -> int:
+    from rich.console import Console
+
+    from hsae.evaluate import EvaluateConfig, evaluate
+    from hsae.inspect.losses import show
+
+    where, table, flags = _config_file(args, "evaluate")
+    settings = _flags(EvaluateConfig, _build(EvaluateConfig, table, where), flags, "evaluate")
+    show(evaluate(settings, Console(stderr=True)), _console(), settings.json)
+    return 0
 
 
 def _inspect(args: list[str]) -> int:
@@ -135,6 +156,14 @@ def _inspect(args: list[str]) -> int:
 
     where, table, flags = _config_file(args, "inspect")
     inspect(_flags(InspectConfig, _build(InspectConfig, table, where), flags, "inspect"), _console())
+    return 0
+
+
+def _paper(args: list[str]) -> int:
+    from hsae.paper import PaperConfig, paper
+
+    where, table, flags = _config_file(args, "paper")
+    paper(_flags(PaperConfig, _build(PaperConfig, table, where), flags, "paper"), _console())
     return 0
 
 
@@ -229,7 +258,7 @@ def _flag_names(value: Any) -> list[str]:
 
 
 # The flags that decide which other flags there are: which setups, and their rules and variants.
-_SELECTS = re.compile(r"--(?:setup\.(?P<setup>[\w-]+)\.)?(?P<part>encoder\.rule|decoder\.rule|sae\.kind)")
+_SELECTS = re.compile(r"--(?:setup\.(?P<setup>[\w-]+)\.)?(?P<part>encoder\.rule|decoder\.rule|sae\.kind|revive\.kind)")
 
 
 def _choose_setups(table: dict[str, Any], args: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -272,10 +301,13 @@ def _choose_setups(table: dict[str, Any], args: list[str]) -> tuple[dict[str, An
 
 def _for_each_setup(args: list[str], setups: Mapping[str, Any]) -> list[str]:
     """Spell `--encoder.lr 1` out as `--setup.NAME.encoder.lr 1` for every setup that has such a field."""
+    from hsae.setup import Setup
+
+    heads = {field.name for field in dataclasses.fields(Setup)}
     spelt, i = [], 0
     while i < len(args):
         head = args[i].removeprefix("--").split(".")[0].replace("-", "_")
-        if args[i].startswith("--") and head in ("encoder", "decoder", "sae", "tied", "no_tied", "init", "init_std"):
+        if args[i].startswith("--") and head.removeprefix("no_") in heads:
             flag = args[i].removeprefix("--")
             having = [name for name, setup in setups.items() if f"--{flag}" in _flag_names(setup)]
             if not having:

@@ -32,7 +32,7 @@ def require(ok: bool, field: str, wanted: str, value: object) -> None:
 
 
 def read_file(path: str | Path, section: str) -> dict[str, Any]:
-    """One section of a config file (`[harvest]`, `[train]`, `[inspect]`), as plain data.
+    """One section of a config file (`[harvest]`, `[train]`, `[evaluate]`, `[inspect]`, `[paper]`), as plain data.
 
     Raises:
         UserError: no such file, not TOML, or a top-level key that is no section.
@@ -49,10 +49,10 @@ def read_file(path: str | Path, section: str) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
-    sections = ("harvest", "train", "inspect")
+    sections = ("harvest", "train", "evaluate", "inspect", "paper")
     for key in data:
         if key not in sections:
-            raise UserError(f"{path}: unknown section [{key}]; a config file has [harvest], [train] and [inspect]")
+            raise UserError(f"{path}: unknown section [{key}]; {choices(key, sections)}")
     table = data.get(section, {})
     if not isinstance(table, dict):
         raise UserError(f"{path}: {section} must be a table")

@@ -8,7 +8,7 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,12 +117,59 @@ class LM:
         seen = self._capture(tokens.to(self.device), hooks)
         return {hook: seen[hook].flatten(2) for hook in hooks}
 
+    def logits(
+        self,
+        tokens: Int[Tensor, "sequence position"],
+        hook: str = "",
+        edit: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "sequence position entry"]:
+        """What the model predicts after each position, with the activation at one hook point replaced on the way.
+
+        Args:
+            tokens: token ids, on any device.
+            hook: where to replace; empty: nowhere, the model's own prediction.
+            edit: takes the activation there as `tap` gives it and returns what stands in its place, as a new tensor.
+
+        Raises:
+            UserError: no such hook point, one that does not fire exactly once, or one whose value leads nowhere.
+        """
+        tokens = tokens.to(self.device)
+        if not hook or edit is None:
+            with torch.inference_mode():
+                return self.bridge(tokens, return_type="logits")
+        point, fired = self._point(hook), 0
+        # The bridge has no such point of its own: the name stands for what the MLP's branch reads.
+        if hook.endswith("hook_resid_mid") and point.name != hook:
+            raise UserError(
+                f"{hook}: TransformerLens replaces there only what the MLP reads, not the residual stream; "
+                "take hook_resid_pre or hook_resid_post"
+            )
+
+        def replaced(tensor: Tensor, hook: Any) -> Tensor:
+            nonlocal fired
+            fired += 1
+            return edit(tensor.flatten(2)).view(tensor.shape)
+
+        handle = point.add_hook(replaced)
+        try:
+            with torch.inference_mode():
+                logits = self.bridge(tokens, return_type="logits")
+        finally:
+            handle.hook.remove()
+            point.fwd_hooks.remove(handle)
+        if fired != 1:
+            raise UserError(f"{hook}: fires {fired} times in one pass of {self.name}, so it cannot be replaced")
+        return logits
+
+    def _point(self, hook: str) -> Any:
+        points = self.bridge.hook_dict
+        if hook not in points:
+            raise UserError(f"{self.name} has no hook point {hook!r}; {choices(hook, points)}")
+        return points[hook]
+
     def _capture(self, tokens: Tensor, hooks: Sequence[str]) -> dict[str, Tensor]:
         """What the hook points hold, in their own shapes."""
-        points = self.bridge.hook_dict
-        for hook in hooks:
-            if hook not in points:
-                raise UserError(f"{self.name} has no hook point {hook!r}; {choices(hook, points)}")
+        points = {hook: self._point(hook) for hook in hooks}
         seen: dict[str, Tensor] = {}
 
         def keep(name: str) -> Any:
