@@ -115,6 +115,8 @@ def _train(args: list[str]) -> int:
 
     where, table, flags = _config_file(args, "train")
     table, flags = _choose_setups(table, flags)
+    if "--data" in flags[:-1]:
+        table = table | {"data": flags[flags.index("--data") + 1]}
     base = TrainConfig.from_table(table, where)
     settings = _flags(TrainConfig, base, _for_each_setup(flags, base.setup), "train", _train_description())
     console = _console()

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae.forward import Forward
-from hsae.rules import Rule, Weights
+from hsae.rules import Rule, State, Weights
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Diagnosis:
         self._rule, self._start = rule, start
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, forward: Forward) -> None:
-        """Count a micro-batch."""
+    def add(self, forward: Forward, state: State | None = None) -> None:
+        """Count a micro-batch, which the rule sees with that state."""
         x, code, latents = forward.x, forward.code, len(forward.encoder.W)
         active = code.sign()
         back = (forward.error * (2 / forward.width)) @ forward.decoder.W.T
@@ -77,7 +77,7 @@ class Diagnosis:
         self._add("l2", code.T @ x)
         self._add("fired", active.abs().sum(0))
         self._add("won", torch.bincount(forward.u.argmax(1), minlength=latents).to(x.dtype))
-        signal = self._rule.signal(forward.synapse("encoder"))
+        signal = self._rule.signal(forward.synapse("encoder", state))
         if signal is not None:
             positive = signal.clamp(min=0)
             negative = signal - positive

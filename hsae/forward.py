@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hsae.rules import Synapse, Weights
+from hsae.rules import State, Synapse, Weights
 from hsae.sae import Variant
 
 
@@ -150,11 +150,28 @@ class Forward:
             W += self._decoder_gradient().W
         return Weights(W, b, extra)
 
-    def synapse(self, name: str) -> Synapse:
-        """The synapse `encoder` or `decoder`, as a rule sees it."""
-        if name == "encoder":
-            return Synapse(self.x, self.u, self.code, self.encoder, self._encoder_gradient)
-        return Synapse(self.x, self.u, self.code, self.decoder, self._decoder_gradient)
+    @cached_property
+    def _residual(self) -> Float[Tensor, "token width"]:
+        return -self.error
+
+    @cached_property
+    def _explained(self) -> Float[Tensor, "latent width"]:
+        return self.code.T @ self._residual
+
+    def synapse(self, name: str, state: State | None = None) -> Synapse:
+        """The synapse `encoder` or `decoder`, as a rule with that state sees it."""
+        encoder = name == "encoder"
+        return Synapse(
+            x=self.x,
+            u=self.u,
+            y=self.code,
+            weights=self.encoder if encoder else self.decoder,
+            gradient=self._encoder_gradient if encoder else self._decoder_gradient,
+            residual=lambda: self._residual,
+            explained=lambda: self._explained,
+            dictionary=self.decoder.W,
+            state={} if state is None else state,
+        )
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,10 @@ class Learner:
 
     def begin(self, blocks: Sequence[Float[Tensor, "_ width"]], moment: Moment) -> None:
         """Make ready for a batch: the step's sparsity, the cut over the whole batch, the dead latents' loss."""
-        setup, encoder = self.setup, self.weights["encoder"]
+        setup = self.setup
+        if setup.init_gain and moment.step == 1:
+            self._fit_gain(blocks)
+        encoder = self.weights["encoder"]
         self._variant = setup.variant.weighted(setup.schedule.sparsity(moment.step) * self.steering.factor)
         if setup.variant.whole_batch:
             drives = lambda: (self.forward(block).u for block in blocks)  # noqa: E731
@@ -92,13 +95,26 @@ class Learner:
             plan = setup.revive.auxiliary(len(dead), len(self.centre))
             self._auxiliary = None if plan is None else Auxiliary(dead, *plan)
 
+    def _fit_gain(self, blocks: Sequence[Float[Tensor, "_ width"]]) -> None:
+        """Scale the encoder so that reconstructions are as long as what they reconstruct."""
+        match = torch.zeros(2, dtype=torch.float64, device=self.centre.device)
+        for block in blocks:
+            forward = self.forward(block)
+            made = forward.x + forward.error
+            match += torch.stack([(made * forward.x).sum(), made.square().sum()])
+        gain = (match[0] / match[1]).item() if match[1] > 0 else 1.0
+        encoder = self.weights["encoder"]
+        if gain > 0:
+            b = None if encoder.b is None else encoder.b * gain
+            self.weights["encoder"] = replace(encoder, W=encoder.W * gain, b=b)
+
     def forward(self, x: Float[Tensor, "token width"]) -> Forward:
         """A micro-batch through the SAE as it stands in training."""
         return Forward(x - self.centre, self.weights, self._variant, self._auxiliary)
 
     def statistics(self, forward: Forward) -> dict[str, Statistics]:
         """Each synapse's statistics over a micro-batch."""
-        return {name: rule.statistics(forward.synapse(name)) for name, rule in self.rules.items()}
+        return {name: rule.statistics(forward.synapse(name, self.state[name])) for name, rule in self.rules.items()}
 
     def update(self, statistics: Mapping[str, Statistics], moment: Moment = Moment(1, 1)) -> None:
         """One step from a whole batch's statistics: every rule displaces the synapses that it serves."""
@@ -125,7 +141,8 @@ class Learner:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + moment.step)
         done = moment.step / moment.steps
         x = x - self.centre
-        patient = Patient(x, loss, moment.dead, self.weights, self.state, moment.step, done, generator)
+        fresh = self.setup.variant.parameters(1)
+        patient = Patient(x, loss, moment.dead, self.weights, fresh, self.state, moment.step, done, generator)
         if (changed := self.setup.revive.revive(patient)) is not None:
             self.weights = {name: self._constrained(name, weights) for name, weights in changed[0].items()}
             self.state = changed[1]
@@ -164,13 +181,12 @@ class Learner:
 
 
 def accumulate(total: dict[str, Statistics], more: Mapping[str, Statistics]) -> None:
-    """Add a micro-batch's statistics to the batch's, in place."""
+    """Add a micro-batch's statistics to the batch's."""
     for name, statistics in more.items():
-        if name not in total:
-            total[name] = dict(statistics)
-        else:
-            for key, value in statistics.items():
-                total[name][key].add_(value)
+        there = total.setdefault(name, {})
+        for key, value in statistics.items():
+            # Not in place: two synapses may have been given the same tensor.
+            there[key] = there[key] + value if key in there else value
 
 
 def geometric_median(x: Float[Tensor, "token width"], iterations: int = 64) -> Float[Tensor, "width"]:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -101,7 +102,9 @@ class Loop:
         """One learner's step; its metrics where they are read."""
         learner, blocks = self.learners[i], x.split(self.micro_batch)
         revive = learner.setup.revive
-        moment = Moment(self.step, self.steps, None if revive is None else self._silent(i, revive.tokens))
+        # This batch is counted in the step already, though nothing of it was seen yet.
+        window = None if revive is None else revive.tokens + self.settings.batch_tokens
+        moment = Moment(self.step, self.steps, None if window is None else self._silent(i, window))
         meter, losses = Meter(centre, self.settings.latents), []
         local = logged and not isinstance(learner.setup.encoder, Backprop)
         start = self._start_bias[i]
@@ -115,13 +118,13 @@ class Loop:
             if revive is not None:
                 losses.append(forward.error.square().sum(1))
             if diagnosis is not None:
-                diagnosis.add(forward)
+                diagnosis.add(forward, learner.state["encoder"])
         before = learner.weights["encoder"]
         learner.update(statistics, moment)
         if diagnosis is not None:
             self.diagnostics[i] = diagnosis.result(before, learner.weights["encoder"])
-        if revive is not None:
-            learner.revive(x, torch.cat(losses), moment)
+        if moment.dead is not None:
+            learner.revive(x, torch.cat(losses), replace(moment, dead=moment.dead & (meter.fired == 0)))
         self._last_fired[i].masked_fill_(meter.fired > 0, self.step * self.settings.batch_tokens)
         if learner.steering.target is not None:
             if self.step % 10 == 0:

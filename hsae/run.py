@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hsae import config
+from hsae.baselines import Baseline
 from hsae.errors import UserError, choices
 from hsae.files import named_folder, replacing
 from hsae.sae import SAE
@@ -27,7 +28,7 @@ RESULT, CONFIG, METRICS = "run.json", "config.toml", "metrics.jsonl"
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "sae.safetensors"
 VERSION = 1
 # Settings that change how training goes, not what comes out.
-INDIFFERENT = ("device", "checkpoint_seconds", "log_every", "micro_batch")
+INDIFFERENT = ("baselines", "device", "checkpoint_seconds", "log_every", "micro_batch")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Row:
     Attributes:
         dead: latents that fired on none of the last `dead_window` training tokens.
         train_mse, train_evr_pooled, train_l0: of the same trained SAE, over as many training tokens.
+        mmcs, mcc, found: how much of a known truth the dictionary holds (`hsae.truth`); None where there is none.
         rule: diagnostics of a local rule's last step (`hsae.diagnostics.Diagnostics`).
     """
 
@@ -54,6 +56,9 @@ class Row:
     train_mse: float | None = None
     train_evr_pooled: float | None = None
     train_l0: float | None = None
+    mmcs: float | None = None
+    mcc: float | None = None
+    found: float | None = None
     tokens_per_second: float | None = None
     rule: dict[str, float] | None = None
     diverged: str | None = None
@@ -68,6 +73,7 @@ class Result:
         model: the model's table from the store's manifest.
         scale: activations were multiplied by it before training.
         folded: the saved weights take activations at the store's own scale.
+        baselines: what the SAEs must beat, over the same tokens.
         tokens: training tokens seen; `held_out`: tokens that the table was measured on.
     """
 
@@ -85,6 +91,7 @@ class Result:
     held_out: int
     dead_window: int
     rows: tuple[Row, ...]
+    baselines: tuple[Baseline, ...] = ()
 
 
 class Run:

@@ -20,7 +20,7 @@ class Schedule:
     decay_share: float = 1.0
     """the share of the steps, at the end, in which they fall"""
     final: float = 0.0
-    """the factor that they fall to"""
+    """the factor that they fall to, just after the last step"""
     sparsity_warmup: int = 0
     """steps over which the sparsity penalty rises from 0"""
 
@@ -36,7 +36,7 @@ class Schedule:
         if self.decay == "none":
             return rising
         begins = max(self.warmup, steps - round(self.decay_share * steps))
-        done = min(1.0, max(0.0, (step - 1 - begins) / max(1, steps - 1 - begins)))
+        done = min(1.0, max(0.0, (step - 1 - begins) / max(1, steps - begins)))
         left = 1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
         return rising * (self.final + (1 - self.final) * left)
 

@@ -39,10 +39,12 @@ class Setup:
     """standard deviation of the normal initialisation; unset: 1/√width, rows of unit norm"""
     decoder_init: Literal["own", "encoder"] = "own"
     """the decoder starts from its own draw, or from the encoder's weights"""
+    init_gain: bool = False
+    """before the first step, scale the encoder by the one factor that reconstructs the first batch best"""
     decoder_norm: Literal["free", "unit"] = "free"
     """unit: rows of the matrix that decodes are brought to unit norm after every step"""
     decoder_bias: bool = False
-    """a bias of the decoder, learnt by its rule"""
+    """a bias of the decoder, learned by its rule"""
     centre: Literal["none", "mean", "median"] = "none"
     """taken from activations before the encoder, added after the decoder: the store's mean, or the geometric median"""
     target_l0: float | None = None
@@ -77,6 +79,8 @@ class Setup:
             name, others = registry.name_of(self.revive), _names(Revival, lambda revival: not revival.gradient)
             both = by_gradient and (self.tied or isinstance(self.decoder, Backprop))
             config.require(both, "revive", f"one of {others} where a local rule learns", name)
+            silent = f"one of {others} for {kind}, whose dead latents have no drive that a loss could use"
+            config.require(self.sae.masks, "revive", silent, name)
 
     @property
     def variant(self) -> Variant:

@@ -12,14 +12,14 @@ class Steering:
     """A controller of the logarithm of the penalty's weight: proportional, integral, and looking ahead.
 
     L0 answers to the penalty slowly, over some ten steps, and drifts up as the SAE learns. So the controller acts on
-    where L0 is going, and sums up errors only once they are small.
+    where L0 is going, and sums up errors only once they are small, or L0 stands still.
 
     Args:
         target: the L0 to come to on held-out tokens; None leaves the penalty as it is.
     """
 
     PROPORTIONAL, INTEGRAL, AHEAD = 2.5, 0.1, 20.0
-    SMOOTH, SETTLED, LIMIT, FIRST = 0.9, 0.5, 1.0, 50
+    SMOOTH, SETTLED, STILL, LIMIT, MOST, FIRST = 0.9, 0.5, 0.1, 1.0, 20.0, 50
 
     def __init__(self, target: float | None) -> None:
         self.target = target
@@ -44,8 +44,9 @@ class Steering:
         if self._steps >= self.FIRST:
             error = self._level + self._shift + self.AHEAD * self._slope - math.log(self.target)
             self._error = min(self.LIMIT, max(-self.LIMIT, error))
-            if abs(error) < self.SETTLED:
-                self._sum += self.INTEGRAL * error
+            # Far from the target, but standing still: the proportional part alone does not reach it.
+            if abs(error) < self.SETTLED or abs(self.AHEAD * self._slope) < self.STILL:
+                self._sum = min(self.MOST, max(-self.MOST, self._sum + self.INTEGRAL * self._error))
 
     def calibrate(self, trained: float, held_out: float) -> None:
         """Take in the same SAE's L0 on training tokens and on held-out ones."""

@@ -11,8 +11,11 @@ from hsae import config
 from hsae.errors import UserError
 from hsae.setup import Setup, resolve
 from hsae.store import HookRecord
+from hsae.synthetic import SyntheticConfig
 
 PAPER_SETUPS = ("bp", "bp-tied", "bp-dec", "hebb-tied")
+# What is different by default on synthetic data, which is small: twice as many latents as features, and short steps.
+SYNTHETIC = {"latents": 1024, "batch_tokens": 1024}
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class TrainConfig:
 
     store: str = ""
     """store to train on: a name under cache/activations or a path; empty: the newest"""
+    data: Literal["store", "synthetic"] = "store"
+    """synthetic: make, or find, a store whose true directions are known (see synthetic)"""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """what to make where data is synthetic"""
     hook: str = ""
     """hook point; needed only if the store has several"""
     setups: tuple[str, ...] = PAPER_SETUPS
@@ -69,6 +76,8 @@ class TrainConfig:
     """the scale of the activations"""
     held_out: int = 16384
     """tokens at the store's end that are never trained on; the table is measured on them"""
+    baselines: bool = True
+    """put what an SAE must beat into the table: the mean, PCA, k-means (a few seconds, kept for the next run)"""
     dead_window: int = 500_000
     """a latent is dead when it fired on none of this many last training tokens"""
     log_every: int = 10
@@ -105,6 +114,8 @@ class TrainConfig:
         Raises:
             UserError: an unknown key, a wrong type or a value out of range.
         """
+        if table.get("data") == "synthetic":
+            table = SYNTHETIC | table
         names = table.get("setups", list(PAPER_SETUPS))
         names = [names] if isinstance(names, str) else names
         tables = table.get("setup", {})

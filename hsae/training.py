@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae import config
+from hsae.baselines import Baseline, baselines, training_rows
 from hsae.device import choose_device
 from hsae.errors import UserError
 from hsae.files import alone, cache_root
@@ -23,7 +25,9 @@ from hsae.progress import Training
 from hsae.run import INDIFFERENT, RESULT, Result, Row, Run, RunWriter
 from hsae.store import HookRecord, Store
 from hsae.store.reader import RowStream
+from hsae.synthetic import make_store
 from hsae.trainconfig import TrainConfig
+from hsae.truth import Truth, recovery
 
 # Tokens that the geometric median is taken of.
 MEDIAN_TOKENS = 16_384
@@ -44,7 +48,7 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         KeyboardInterrupt: on Ctrl-C, after a checkpoint; the same call goes on from there.
     """
     progress = progress or Training()
-    store = Store.open(settings.store)
+    store = Store(make_store(settings.synthetic)) if settings.data == "synthetic" else Store.open(settings.store)
     hook, record = store.hook(settings.hook)
     resolved = _resolved(settings, store, hook)
     folder = cache_root() / "runs" / (settings.name or f"{store.name}-{_identity(resolved, store)}")
@@ -72,6 +76,11 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         _warn(settings, record, scale, steps, progress)
         _fit(loop, store, rows, steps, writer, progress)
         trained = _tokens(store, hook, 0, whole - held_out, settings.held_out) * scale
+        truth = Truth.of(store)
+        table = tuple(_row(loop, i, held, trained, truth) for i in range(len(loop.learners)))
+        beaten = (
+            _baselines(settings, store, hook, scale, held.to(device), table, held_out) if settings.baselines else ()
+        )
         saes = {(x.name, x.seed): x.sae(scale) for i, x in enumerate(loop.learners) if i not in loop.diverged}
         if settings.normalise.fold:
             saes = {key: sae.folded() for key, sae in saes.items()}
@@ -89,7 +98,8 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
             tokens=loop.step * settings.batch_tokens,
             held_out=len(held),
             dead_window=settings.dead_window,
-            rows=tuple(_row(loop, i, held, trained) for i in range(len(loop.learners))),
+            rows=table,
+            baselines=beaten,
         )
         return writer.finish(saes, result)
 
@@ -117,8 +127,14 @@ def _fit(loop: Loop, store: Store, rows: RowStream, steps: int, writer: RunWrite
                 raise KeyboardInterrupt(f"stopped at step {loop.step} of {steps}; the same command goes on from there")
 
 
-def _row(loop: Loop, i: int, held: Float[Tensor, "token width"], trained: Float[Tensor, "token width"]) -> Row:
-    """A learner's line of the run's table, measured on held-out tokens (at the training scale)."""
+def _row(
+    loop: Loop,
+    i: int,
+    held: Float[Tensor, "token width"],
+    trained: Float[Tensor, "token width"],
+    truth: Truth | None,
+) -> Row:
+    """A learner's line of the run's table, measured on held-out tokens and on as many trained ones, both scaled."""
     learner, seconds = loop.learners[i], loop.seconds[i]
     if i in loop.diverged:
         return Row(learner.name, learner.seed, diverged=loop.diverged[i])
@@ -127,6 +143,7 @@ def _row(loop: Loop, i: int, held: Float[Tensor, "token width"], trained: Float[
     before = finite(dataclasses.asdict(score(sae, trained.to(device), loop.micro_batch)))
     diagnostics = loop.diagnostics.get(i)
     told = {} if diagnostics is None else finite(dataclasses.asdict(diagnostics))
+    found = {} if truth is None else dataclasses.asdict(recovery(sae.W_dec, truth))
     return Row(
         setup=learner.name,
         seed=learner.seed,
@@ -134,13 +151,17 @@ def _row(loop: Loop, i: int, held: Float[Tensor, "token width"], trained: Float[
         tokens_per_second=loop.step * loop.settings.batch_tokens / seconds if seconds else None,
         rule={key: value for key, value in told.items() if value is not None} or None,
         **{f.name: values[f.name] for f in dataclasses.fields(Row) if f.name in values},
+        **{name: found[name] for name in ("mmcs", "mcc", "found") if name in found},
         **{f"train_{name}": before[name] for name in ("mse", "evr_pooled", "l0")},
     )
 
 
 def _resolved(settings: TrainConfig, store: Store, hook: str) -> dict[str, Any]:
     named = str(store.folder) if store.folder.parent != cache_root() / "activations" else store.name
-    return config.table(dataclasses.replace(settings, store=named, hook=hook))
+    table = config.table(dataclasses.replace(settings, store=named, hook=hook))
+    if settings.data == "store":
+        del table["data"], table["synthetic"]
+    return table
 
 
 def _identity(resolved: Mapping[str, Any], store: Store) -> str:
@@ -195,12 +216,32 @@ def _centres(
     return {name: centre_of(setup, mean, sample).to(device) for name, setup in setups}
 
 
+def _baselines(
+    settings: TrainConfig,
+    store: Store,
+    hook: str,
+    scale: float,
+    held: Float[Tensor, "token width"],
+    rows: Sequence[Row],
+    held_out: int,
+) -> tuple[Baseline, ...]:
+    """What the run's SAEs must beat: the mean, PCA of every setup's L0, k-means with as many centroids as latents."""
+    reached: dict[str, list[float]] = {}
+    for row in rows:
+        if row.l0 is not None:
+            reached.setdefault(row.setup, []).append(row.l0)
+    width = held.shape[1]
+    ranks = sorted({min(width, max(1, round(statistics.fmean(l0)))) for l0 in reached.values()})
+    blocks = training_rows(store, hook, scale, held_out)
+    return tuple(baselines(store, hook, scale, held, settings.latents, ranks, blocks))
+
+
 def _tokens(store: Store, hook: str, first: int, end: int, most: int) -> Float[Tensor, "token width"]:
     """The activations that count of the sequences from `first` to before `end`, up to so many."""
     found: list[Tensor] = []
-    for chunk in store.chunks(hook, 64, first):
-        found.append(chunk.activations[: end - chunk.first][chunk.keep[: end - chunk.first]])
-        if sum(map(len, found)) >= most or chunk.first + 64 >= end:
+    for chunk in store.chunks(hook, 64, first, end):
+        found.append(chunk.activations[chunk.keep])
+        if sum(map(len, found)) >= most:
             break
     rows = torch.cat(found)[:most]
     if len(rows) == 0:

@@ -11,7 +11,7 @@ import pytest
 
 HOUSE = Path(__file__).parents[1] / "hsae"
 # The faces: what looks at runs and stores, or writes them for others. The command line may import anything.
-FACES = {"inspect", "export", "lab", "cli"}
+FACES = {"inspect", "export", "lab", "paper", "cli"}
 MODULES = sorted(path for path in HOUSE.rglob("*.py") if "__pycache__" not in path.parts)
 
 
@@ -47,15 +47,19 @@ def test_the_rule_in_contributing_works(tmp_path: Path):
     text = (HOUSE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0]
     use = """
+import torch
+from hsae.forward import Forward
+from hsae.sae.relu import ReLU
 x = torch.eye(3)
 weights = Weights(torch.ones(2, 3))
-synapse = Synapse(x, x @ weights.W.T, x @ weights.W.T, weights, lambda: weights)
-change, _ = Hebb(lr=1.0, decay=0.5).displacement(Hebb().statistics(synapse), weights, {})
-print((change.W * 6).tolist())
+forward = Forward(x, {"encoder": Weights(weights.W, torch.zeros(2))}, ReLU())
+rule = Covariance(lr=1.0, decay=0.5)
+change, _ = rule.displacement(rule.statistics(forward.synapse("encoder")), weights, {})
+print((change.W * 2).tolist())
 """
-    (tmp_path / "hebb.py").write_text(code + use)
-    done = subprocess.run([sys.executable, tmp_path / "hebb.py"], capture_output=True, text=True, check=True)
-    # Mean of y x is 1/3 everywhere, less half of 1: -1/6.
+    (tmp_path / "covariance.py").write_text(code + use)
+    done = subprocess.run([sys.executable, tmp_path / "covariance.py"], capture_output=True, text=True, check=True)
+    # The code is 1 on every token, so it varies with nothing: only the decay is left, half of 1.
     assert [[round(v, 4) for v in row] for row in ast.literal_eval(done.stdout)] == [[-1.0] * 3] * 2
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hsae.evaluate import Evaluation
 from hsae.figures import NONE, figure, fraction
-from hsae.inspect.terminal import _table
+from hsae.inspect.tables import open_table
 from hsae.inspect.tokens import visible
 from hsae.inspect.view import finite
 from hsae.splice import Loss
@@ -35,7 +35,7 @@ def draw(evaluation: Evaluation) -> Iterator[RenderableType]:
     for note in evaluation.notes:
         yield Text(visible(f"note: {note}"), style="yellow")
     numbers = ("seed", "L0", "CE", "ΔCE", "KL", "of zero", "of mean")
-    table = _table(("spliced in", False), *((name, True) for name in numbers))
+    table = open_table(("spliced in", False), *((name, True) for name in numbers))
     table.columns[0].max_width = 24  # so that the numbers have the room they need
 
     def add(name: str, seed: str, l0: str, loss: Loss, *recovered: str) -> None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.cells import cell_len
 from rich.color import Color
 from rich.console import Console, Group, RenderableType
@@ -14,10 +13,11 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from hsae.figures import NONE, figure, fraction, percent, scientific, thousands
+from hsae.figures import NONE, figure, percent
+from hsae.inspect.tables import open_table, run_tables
 from hsae.inspect.tokens import visible
 from hsae.inspect.view import Glance, Head, LatentView, Overview, TextToken
-from hsae.run import Row, Run
+from hsae.run import Run
 
 ORANGE = (255, 140, 0)
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -64,14 +64,15 @@ def draw(shown: Overview | LatentView, ink: Ink, width: int, command: str) -> It
 
 
 def run_table(run: Run) -> Group:
-    """A run's table: a line for each setup and seed, and under it what was measured over which tokens."""
-    return _run_table(run.result.rows, run.result.held_out, run.result.dead_window)
+    """A run's tables: a line for each setup and seed, what they must beat, and what was measured over which tokens."""
+    result = run.result
+    return run_tables(result.rows, result.baselines, result.held_out, result.dead_window)
 
 
 def _overview(shown: Overview, ink: Ink, width: int, command: str) -> Iterator[RenderableType]:
     head = shown.head
     yield from _headline(head, f"run {head.run}")
-    yield _run_table(shown.table, shown.held_out, shown.dead_window)
+    yield run_tables(shown.table, shown.baselines, shown.held_out, shown.dead_window)
     if not shown.most_active:
         diverged = any(row.diverged for row in shown.table if (row.setup, row.seed) == (head.setup, head.seed))
         reason = "diverged: it has no latents to show" if diverged else "has no latent that fires on this store"
@@ -111,44 +112,8 @@ def _others(head: Head) -> str:
     return visible(f"  (others: {'; '.join(others)})") if others else ""
 
 
-def _table(*columns: tuple[str, bool]) -> Table:
-    """An open table; a column is its heading and whether it is flush right."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    for heading, right in columns:
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
-    return table
-
-
-def _run_table(rows: Sequence[Row], held_out: int, dead_window: int) -> Group:
-    numbers = ("seed", "MSE", "EVR", "pooled", "L1", "L0", "dict", "dead", "tok/s")
-    table = _table(("setup", False), *((name, True) for name in numbers))
-    for row in rows:
-        table.add_row(
-            Text(visible(row.setup)),
-            str(row.seed),
-            scientific(row.mse),
-            fraction(row.evr),
-            fraction(row.evr_pooled),
-            scientific(row.l1),
-            NONE if row.l0 is None else f"{row.l0:.1f}",
-            NONE if row.dictionary is None else f"{row.dictionary:,}",
-            NONE if row.dead is None else f"{row.dead:,}",
-            thousands(row.tokens_per_second),
-        )
-    diverged = [
-        Text(visible(f"{row.setup}, seed {row.seed}, diverged {row.diverged}"), style="red")
-        for row in rows
-        if row.diverged
-    ]
-    caption = (
-        f"Over {held_out:,} held-out tokens; dict: latents that fire on any of them; "
-        f"dead: latents that fire on none of the last {dead_window:,} training tokens."
-    )
-    return Group(table, *diverged, Text(caption, style="dim"))
-
-
 def _glances(glances: Sequence[Glance], ink: Ink, width: int) -> Table:
-    table = _table(("latent", True), ("fires", True), ("max", True), ("same", True), ("strongest contexts", False))
+    table = open_table(("latent", True), ("fires", True), ("max", True), ("same", True), ("strongest contexts", False))
     for column, least in zip(table.columns, (6, 6, 7, 4), strict=False):
         column.min_width = least  # so that the two lists stand in the same columns
     room = max(width - 32, 20)
@@ -278,7 +243,7 @@ def _histogram(shown: LatentView, width: int) -> Iterator[Text]:
 
 
 def _tokens(tokens: Sequence[TextToken]) -> Table:
-    table = _table(
+    table = open_table(
         ("token", False), ("id", True), ("firings", True), ("of its occurrences", True), ("share of activation", True)
     )
     table.columns[0].max_width = 30

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from hsae.baselines import Baseline
 from hsae.errors import UserError
 from hsae.evidence.latent import examine
 from hsae.evidence.survey import BEFORE, Advance, Survey, cached_survey
@@ -71,6 +72,7 @@ class Overview:
 
     head: Head
     table: tuple[Row, ...]
+    baselines: tuple[Baseline, ...]
     held_out: int
     dead_window: int
     most_active: tuple[Glance, ...]
@@ -214,6 +216,7 @@ def overview(subject: Subject, advance: Advance) -> Overview:
     return Overview(
         head=subject.head(),
         table=result.rows,
+        baselines=result.baselines,
         held_out=result.held_out,
         dead_window=result.dead_window,
         most_active=_glances(survey, survey.most_active(GLANCES), pieces) if survey else (),

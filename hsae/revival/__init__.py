@@ -24,6 +24,7 @@ class Patient:
         loss: each token's squared reconstruction error before the step, [token].
         dead: which latents are dead, [latent].
         weights: of each synapse, after the step.
+        fresh: the variant's own parameters as training starts with them, for one latent.
         state: of each synapse's rule, after the step.
         step: the number of steps taken.
         done: the share of the training's steps taken.
@@ -34,6 +35,7 @@ class Patient:
     loss: Float[Tensor, "token"]
     dead: Bool[Tensor, "latent"]
     weights: Mapping[str, Weights]
+    fresh: Mapping[str, Tensor]
     state: Mapping[str, State]
     step: int
     done: float

@@ -7,6 +7,7 @@ decoder row the same direction, as long as live ones. What its rule remembered o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,8 +27,8 @@ class Resample(Revival):
     """steps between resamplings"""
     share: float = 0.8
     """none after this share of the training's steps, so that the last ones can settle"""
-    gain: float = 0.2
-    """length of a new encoder row, in lengths of live ones"""
+    gain: float = 1.0
+    """length of a new encoder row, in lengths of live ones; 0.2 in the source, too short to win a competition"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +48,7 @@ def replace_rows(
     """Every dead latent begins anew along one of the tokens' `directions`, drawn by the tokens' loss squared."""
     dead = patient.dead
     chance = patient.loss.double().square().cpu()
-    chance = chance if float(chance.sum()) > 0 else torch.ones_like(chance)
+    chance = chance if 0 < float(chance.sum()) < math.inf else torch.ones_like(chance)
     drawn = torch.multinomial(chance, int(dead.sum()), replacement=True, generator=patient.generator)
     rows = torch.nn.functional.normalize(directions[drawn.to(directions.device)], dim=1)
     weights, state = {}, {}
@@ -58,7 +59,12 @@ def replace_rows(
         W[dead] = rows * length * (gain if name == "encoder" and "decoder" in patient.weights else 1.0)
         if name == "encoder" and b is not None:
             b = b.masked_fill(dead, 0.0)
-        weights[name] = replace(old, W=W, b=b)
+        # What silenced a latent may have been its threshold: it starts anew too.
+        extra = {
+            key: torch.where(dead, patient.fresh[key].to(value), value) if value.ndim else value
+            for key, value in old.extra.items()
+        }
+        weights[name] = replace(old, W=W, b=b, extra=extra)
         # A decoder's bias belongs to no latent, even where there are as many as the activations are wide.
         state[name] = {
             key: value if name == "decoder" and key.startswith("b.") else _forgotten(value, dead)

@@ -67,6 +67,10 @@ class Synapse:
         y: the latents' code after it, [token, latent].
         weights: the layer's weights.
         gradient: computes the sum over tokens of the loss gradient for these weights. Only backpropagation calls it.
+        residual: computes the input less its reconstruction, [token, width].
+        explained: computes the sum over tokens of the code times the residual, [latent, width].
+        dictionary: the weights that decode, [latent, width].
+        state: what the rule carries from step to step.
     """
 
     x: Float[Tensor, "token width"]
@@ -74,6 +78,10 @@ class Synapse:
     y: Float[Tensor, "token latent"]
     weights: Weights
     gradient: Callable[[], Weights]
+    residual: Callable[[], Float[Tensor, "token width"]]
+    explained: Callable[[], Float[Tensor, "latent width"]]
+    dictionary: Float[Tensor, "latent width"]
+    state: State
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class SoftHebb(Rule):
     def _bias_direction(
         self, s: Float[Tensor, "latent"], b: Float[Tensor, "latent"], tokens: Float[Tensor, ""]
     ) -> Float[Tensor, "latent"]:
-        """(s/e^(temperature·b) - tokens) over its largest size; by logarithms, for the exponential can be 0 in float32."""
+        """(s/e^(temperature·b) - tokens) over its largest size; by logarithms: the exponential can underflow."""
         if self.bias_arithmetic == "official":
             prior = (self.temperature * b).exp()
             change = (s - tokens * prior) / prior

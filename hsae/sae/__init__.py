@@ -37,6 +37,8 @@ class Variant(Registered, ABC):
     """its parameters learn by gradient, so only backpropagation can train its encoder"""
     penalised: ClassVar[bool] = False
     """sparsity is bought by a penalty (see `weighted`); otherwise it is set outright (see `aimed`)"""
+    masks: ClassVar[bool] = True
+    """a latent may stay silent though its drive is above 0"""
     whole_batch: ClassVar[bool] = False
     """the code depends on the whole batch, through what `settle` finds before training's pass over it"""
 

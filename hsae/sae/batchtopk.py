@@ -49,7 +49,7 @@ class BatchTopK(Variant):
         cut = torch.zeros_like(last)
         if len(candidates) > wanted:
             cut = candidates.kthvalue(len(candidates) - wanted + 1).values
-        first = last == 0
+        first = parameters["threshold"] == 0
         threshold = torch.where(first, cut, self.memory * parameters["threshold"] + (1 - self.memory) * cut)
         return {"threshold": threshold, "cut": cut}
 

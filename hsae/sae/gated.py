@@ -26,6 +26,7 @@ class Gated(Variant):
     pointwise: ClassVar[bool] = True
     trained: ClassVar[bool] = True
     penalised: ClassVar[bool] = True
+    masks: ClassVar[bool] = False
 
     l1: float = 1e-2
     """weight of the L1 penalty on the gate, on Σ ReLU(u) / width"""

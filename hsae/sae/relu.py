@@ -19,6 +19,7 @@ class ReLU(Variant):
 
     pointwise: ClassVar[bool] = True
     penalised: ClassVar[bool] = True
+    masks: ClassVar[bool] = False
 
     l1: float = 1e-2
     """weight of the L1 penalty, on Σ|code| / width"""

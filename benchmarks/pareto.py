@@ -1,0 +1,135 @@
+"""Explained variance against L0: a local rule beside backpropagation, under several seeds, in ordinary runs.
+
+    python benchmarks/pareto.py stories260k                  # goes on where it was cut off
+    python benchmarks/pareto.py stories260k --parts leads --l0 8
+
+All learn from the same tokens in the same order, the mean removed, unit decoder rows that start as the encoder's, and
+learning rates that fall to 0 over the last 30% of the steps. Backpropagation has the best learning rate of those
+tried at each L0 (LR, LR_AUXK; 1e-3 to 3.2e-2) and β₂ = 0.98, which was better than 0.999; the local rule has
+one setting for all. Results go to docs/pareto/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hsae import TrainConfig, train
+from hsae.inspect.terminal import run_table
+from hsae.progress import Training
+from hsae.run import Result
+
+PARTS = ("topk", "relu", "auxk", "leads")
+L0S = (32, 8, 4, 16)
+L1S = (2.0, 4.0, 8.0, 16.0)
+LR = {4: 4e-3, 8: 8e-3, 16: 8e-3, 32: 3.2e-2}
+LR_AUXK = {4: 1.6e-2, 8: 1.6e-2, 16: 1.6e-2, 32: 3.2e-2}
+COMMON: dict[str, Any] = {
+    "centre": "mean",
+    "decoder_init": "encoder",
+    "decoder_norm": "unit",
+    "schedule": {"decay": "linear", "decay_share": 0.3},
+}
+
+
+def backprop(lr: float, beta2: float, **rest: Any) -> dict[str, Any]:
+    """A setup trained by backpropagation on both sides."""
+    rule = {"rule": "backprop", "lr": lr, "beta2": beta2}
+    return {"encoder": rule, "decoder": rule, **COMMON, **rest}
+
+
+def setups(l0: int) -> dict[str, dict[str, Any]]:
+    """What is compared at an L0 that a competition sets."""
+    topk = {"kind": "topk", "k": l0}
+    return {
+        "topk": backprop(LR[l0], 0.98, sae=topk, init_gain=True),
+        "residual-hebb": {"sae": topk},
+    }
+
+
+def penalised() -> dict[str, dict[str, Any]]:
+    """ReLU at several weights of the penalty: its L0 is what comes out."""
+    sweep = {f"relu-{i}": {"kind": "relu", "l1": l1} for i, l1 in enumerate(L1S)}
+    return {name: backprop(1e-2, 0.999, sae=sae, init_gain=True) for name, sae in sweep.items()}
+
+
+def auxiliary(l0: int) -> dict[str, dict[str, Any]]:
+    """TopK with the auxiliary loss for dead latents, which is its best form."""
+    topk = {"kind": "topk", "k": l0}
+    return {"topk-auxk": backprop(LR_AUXK[l0], 0.98, sae=topk, init_gain=True, revive={"kind": "auxk"})}
+
+
+def leads(l0: int) -> dict[str, dict[str, Any]]:
+    """What was tried besides, and the rule with one of its parts taken away."""
+    topk = {"kind": "topk", "k": l0}
+    local = {"decoder": "residual", "sae": topk, "init_gain": True, **COMMON}
+
+    def without(**changes: Any) -> dict[str, Any]:
+        return {"encoder": {"rule": "delta", **changes}, **local}
+
+    tied = {key: value for key, value in local.items() if key not in ("decoder", "decoder_init")} | {"tied": True}
+    return {
+        "residual-hebb": {"sae": topk},
+        "exact-feedback": without(feedback="decoder"),
+        "feedback-by-encoder": without(feedback="encoder"),
+        "no-runner-up": without(runner_up=0.0),
+        "no-homeostasis": without(homeostasis=0.0),
+        "no-decorrelation": without(ridge=1e6),
+        "tied-residual": {"encoder": "residual", **tied},
+        "oja-encoder": {"encoder": {"rule": "oja", "post": "code", "lr": 10.0}, **local},
+        "instar-encoder": {"encoder": {"rule": "instar", "k": l0}, **local},
+        "softhebb-encoder": {"encoder": "softhebb", **local},
+        "batch-threshold": {"encoder": "delta", **local, "sae": {"kind": "batchtopk", "k": l0}},
+    }
+
+
+def run(store: str, name: str, table: dict[str, dict[str, Any]], seeds: list[int], steps: int) -> Result:
+    """Train, or find, one run."""
+    config = {
+        "store": store,
+        "setups": list(table),
+        "setup": table,
+        "seeds": seeds,
+        "steps": steps,
+        "batch_tokens": 4096,
+        "normalise": {"mode": "variance", "variance": 1.0},
+        "name": f"pareto-{store}-{steps}-{name}",
+        "log_every": 20,
+    }
+    console = Console()
+    done = train(TrainConfig.from_table(config, name), Training(console))
+    console.print(run_table(done))
+    return done.result
+
+
+def main() -> None:
+    """Read the command line, train, write one JSON file a part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--l0", type=int, nargs="+", default=list(L0S))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=362)
+    parser.add_argument("--out", type=Path, default=Path("docs/pareto"))
+    args = parser.parse_args()
+    every, one = list(range(args.seeds)), [0]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for part in args.parts:
+        if part == "relu":
+            runs = {"relu": (penalised(), every)}
+        else:
+            make, seeds = {"topk": (setups, every), "auxk": (auxiliary, one), "leads": (leads, one)}[part]
+            runs = {f"{part}-l0-{l0}": (make(l0), seeds) for l0 in args.l0}
+        for name, (table, seeds) in runs.items():
+            result = run(args.store, name, table, seeds, args.steps)
+            path = args.out / f"{args.store}-{args.steps}-{name}.json"
+            data = {"rows": [vars(r) for r in result.rows], "baselines": [vars(b) for b in result.baselines]}
+            path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

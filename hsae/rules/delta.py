@@ -1,0 +1,134 @@
+"""A delta rule for encoders: winners learn the code at which the competition would settle, given the residual.
+
+A one-pass encoder is taught by the feedback that its own reconstruction leaves. Residual units hold r = x - x̂; feedback
+synapses F, one row a latent, bring r back. For the latents that won (code y above 0; p is 0 for all others):
+
+    target        y* = y + F r           one step of settling; p = y* - y is the post-synaptic signal
+    runner-up     p = runner_up · F r    for the one silent latent that the residual drives most, if it drives it at all
+    encoder       ΔW ∝ p (P x)ᵀ          pre-synaptic activity x, decorrelated among the inputs by P = (C + λI)^-1
+    bias          Δb ∝ p                 a synapse from a unit that is always on
+    excitability  Δb = homeostasis · clip(1 - rate_k / mean rate, -1, 1), rate_k how often latent k fires
+    feedback      ΔF ∝ z (x̂ - z F)       while there is no input and latent k fires alone, by itself (z = 1)
+
+The last is a weight mirror (Akrout et al., NeurIPS 2019, arXiv 1904.05391): spontaneous firing sends latent k's decoder
+row to the residual units, and its feedback synapses learn what arrives, pre-synaptic x̂ by post-synaptic z. No synapse
+reads another. F begins at 0. C is the inputs' running covariance; each latent's rate is divided by the running size of
+its own plasticity. Nothing depends on the scale of the activations.
+
+Where it stands to backpropagation: once F mirrors the decoder, p xᵀ over the winners has the direction of the error's
+gradient, as in every delta rule of one layer with exact feedback. What differs from gradient descent is that the
+feedback is learned, the runner-up, P, the rates and the homeostasis. `feedback` chooses other ways back, to measure
+what this one is worth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hsae.config import require
+from hsae.rules import Rule, State, Statistics, Synapse, Weights
+from hsae.rules._post import count, over_tokens
+
+# Steps between inversions of the covariance, which changes slowly.
+INVERT = 10
+# Decay of the running covariance, of the size of each latent's plasticity, and of its firing rate.
+COVARIANCE, PLASTICITY, FIRING = 0.95, 0.99, 0.9
+
+
+@dataclass(frozen=True)
+class Delta(Rule):
+    """Winners learn to be where feedback from the residual would move them."""
+
+    lr: float = 0.08
+    """learning rate: length of a row's change in a typical step"""
+    bias_lr: float = 8.0
+    """rate of the bias, in rates of one synapse"""
+    runner_up: float = 0.1
+    """share at which the silent latent that the residual drives most learns too, in each token; 0: winners alone"""
+    homeostasis: float = 0.01
+    """rise of a silent latent's bias in a step, in standard deviations of one input"""
+    momentum: float = 0.8
+    """decay of the running averages of the batches' sums"""
+    ridge: float = 0.1
+    """λ, in units of the inputs' mean variance"""
+    feedback: Literal["mirror", "encoder", "decoder"] = "mirror"
+    """what brings the residual back: synapses that mirror the decoder, the encoder's, or the decoder's themselves"""
+    mirror_lr: float = 0.1
+    """learning rate of the mirroring synapses"""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "lr", "above 0", self.lr)
+        require(self.bias_lr >= 0, "bias_lr", "0 or above", self.bias_lr)
+        require(self.runner_up >= 0, "runner_up", "0 or above", self.runner_up)
+        require(self.homeostasis >= 0, "homeostasis", "0 or above", self.homeostasis)
+        require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+        require(self.ridge > 0, "ridge", "above 0", self.ridge)
+        require(0 < self.mirror_lr <= 1, "mirror_lr", "in (0, 1]", self.mirror_lr)
+
+    def start(self, weights: Weights) -> State:
+        W = weights.W
+        eye, one = torch.eye(W.shape[1], dtype=W.dtype, device=W.device), torch.zeros_like(W[:, 0])
+        state = {"step": torch.zeros((), dtype=torch.int64), "px": torch.zeros_like(W), "p": one, "xx": eye, "P": eye}
+        state |= {"size": one, "rate": one}
+        if self.feedback == "mirror":
+            state["feedback"] = torch.zeros_like(W)
+        return {key: value.clone() for key, value in state.items()}
+
+    def signal(self, synapse: Synapse) -> Float[Tensor, "token latent"]:
+        if self.feedback == "mirror":
+            back = synapse.state["feedback"]
+        else:
+            back = synapse.weights.W if self.feedback == "encoder" else synapse.dictionary
+        drive = synapse.residual() @ back.T
+        won = torch.ops.aten.threshold_backward(drive, synapse.y, 0)
+        if self.runner_up:
+            value, second = drive.masked_fill_(synapse.y > 0, 0).max(1, keepdim=True)
+            won.scatter_(1, second, value * self.runner_up)
+        return won
+
+    def statistics(self, synapse: Synapse) -> Statistics:
+        p, x = self.signal(synapse), synapse.x
+        sums = {"px": p.T @ x, "p": over_tokens(p), "fired": over_tokens(synapse.y.sign()), "xx": x.T @ x}
+        if self.feedback == "mirror":
+            # What reaches the residual units when each latent fires alone, once for every token.
+            sums["mirrored"] = synapse.dictionary * len(x)
+        return sums | {"tokens": count(synapse)}
+
+    def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
+        sums, W = statistics, weights.W
+        step = int(state["step"]) + 1
+        new = dict(state) | {"step": state["step"] + 1}
+        for key in ("px", "p"):
+            new[key] = torch.lerp(sums[key], state[key], self.momentum)
+        new["xx"] = _average(state["xx"], sums["xx"] / sums["tokens"], COVARIANCE, step)
+        if step % INVERT == 1:
+            new["P"] = self._decorrelator(new["xx"])
+        size = ((sums["px"] @ new["P"]).square().sum(1)).sqrt()
+        new["size"] = _average(state["size"], size.square(), PLASTICITY, step)
+        new["rate"] = _average(state["rate"], sums["fired"] / sums["tokens"], FIRING, step)
+        if self.feedback == "mirror":
+            new["feedback"] = torch.lerp(state["feedback"], sums["mirrored"] / sums["tokens"], self.mirror_lr)
+        pace = self.lr / (new["size"].sqrt() + 1e-30)
+        change = pace[:, None] * (new["px"] @ new["P"])
+        if weights.b is None or len(weights.b) != len(W):
+            return Weights(change), new
+        spread = new["xx"].diagonal().mean().sqrt()
+        rest = (1 - new["rate"] / new["rate"].mean().clamp(min=1e-30)).clamp(-1, 1)
+        rise = pace * (self.bias_lr / W.shape[1]) * new["p"] + self.homeostasis * spread * rest
+        return Weights(change, rise), new
+
+    def _decorrelator(self, xx: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
+        """(C + λI)^-1, scaled so that the decorrelated inputs' mean product with the inputs is 1."""
+        eye = torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+        P = torch.linalg.inv(xx + self.ridge * xx.diagonal().mean().clamp(min=1e-30) * eye)
+        return P / (P * xx).sum().clamp(min=1e-30)
+
+
+def _average(old: Tensor, value: Tensor, decay: float, step: int) -> Tensor:
+    """A running average without the bias of its start: the plain mean at first, then of that decay."""
+    return torch.lerp(old, value, max(1 - decay, 1 / step))

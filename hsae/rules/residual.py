@@ -1,0 +1,60 @@
+"""Residual-driven Hebbian learning of a dictionary: active latents move towards what the reconstruction left over.
+
+    ΔW_k ∝ Σ_tokens y_k (r - w_k (w_k · r)),   r = x - x̂
+
+Hebb's rule between the latents' code y and residual units that hold r. The part along the row is left out (Oja), so
+that rows keep their norm. Each latent's rate is divided by its own activity Σ y_k², and so does not depend on how often
+it fires; all are divided by √L0, as the latents that fire together all move towards the same residual. With unit rows
+this is online dictionary learning by Hebbian synapses: Olshausen and Field, Vision Research 37 (1997), equation 17;
+Rao and Ballard, Nat. Neurosci. 2 (1999).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hsae.config import require
+from hsae.rules import Rule, State, Statistics, Synapse, Weights
+from hsae.rules._post import count, over_tokens
+
+
+@dataclass(frozen=True)
+class Residual(Rule):
+    """Active latents move towards the residual."""
+
+    lr: float = 1.4
+    """learning rate: share of the way to a latent's mean residual, times √L0"""
+    momentum: float = 0.8
+    """decay of the running averages of the batches' sums"""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "lr", "above 0", self.lr)
+        require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+
+    def start(self, weights: Weights) -> State:
+        return {"yr": torch.zeros_like(weights.W), "yy": torch.zeros_like(weights.W[:, 0])}
+
+    def signal(self, synapse: Synapse) -> Float[Tensor, "token latent"]:
+        return synapse.y
+
+    def statistics(self, synapse: Synapse) -> Statistics:
+        fired = synapse.y.count_nonzero().to(synapse.y.dtype)
+        sums = {"yr": synapse.explained(), "yy": over_tokens(synapse.y.square()), "fired": fired}
+        return sums | {"tokens": count(synapse)}
+
+    def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
+        new = {key: torch.lerp(statistics[key], state[key], self.momentum) for key in ("yr", "yy")}
+        pace = self.lr / (statistics["fired"] / statistics["tokens"]).clamp(min=1).sqrt()
+        return Weights(pace * towards(new["yr"], new["yy"], weights.W)), new
+
+
+def towards(
+    yr: Float[Tensor, "latent width"], yy: Float[Tensor, "latent"], W: Float[Tensor, "latent width"]
+) -> Float[Tensor, "latent width"]:
+    """Each row's way to its latent's mean residual, across the row. Latents of little activity go a part of it."""
+    across = yr - ((yr * W).sum(1) / W.square().sum(1).clamp(min=1e-30))[:, None] * W
+    return across / (yy + yy.mean() + 1e-30)[:, None]
