@@ -25,7 +25,7 @@ from hsae.run import Result
 
 PARTS = ("topk", "relu", "auxk", "leads")
 L0S = (32, 8, 4, 16)
-L1S = (2.0, 4.0, 8.0, 16.0)
+L1S = (3.0, 4.0, 5.0, 6.0)
 LR = {4: 4e-3, 8: 8e-3, 16: 8e-3, 32: 3.2e-2}
 LR_AUXK = {4: 1.6e-2, 8: 1.6e-2, 16: 1.6e-2, 32: 3.2e-2}
 COMMON: dict[str, Any] = {
@@ -54,7 +54,9 @@ def setups(l0: int) -> dict[str, dict[str, Any]]:
 def penalised() -> dict[str, dict[str, Any]]:
     """ReLU at several weights of the penalty: its L0 is what comes out."""
     sweep = {f"relu-{i}": {"kind": "relu", "l1": l1} for i, l1 in enumerate(L1S)}
-    return {name: backprop(1e-2, 0.999, sae=sae, init_gain=True) for name, sae in sweep.items()}
+    made = {name: backprop(1e-2, 0.999, sae=sae, init_gain=True) for name, sae in sweep.items()}
+    gently = {**COMMON["schedule"], "sparsity_warmup": 100}
+    return {name: setup | {"schedule": gently} for name, setup in made.items()}
 
 
 def auxiliary(l0: int) -> dict[str, dict[str, Any]]:

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds. `std`: the sample's; `half`: half the width of the mean's 95% interval (Student's t).
+    """A mean over seeds. `std`: the sample's (n - 1); `half`: half the width of the mean's 95% interval (Student's t).
 
     Both are None for a single seed.
     """
 
-    mean: float
-    std: float | None
-    half: float | None
     count: int
+    mean: float
+    std: float | None = None
+    half: float | None = None
 
 
-def estimate(values: Sequence[float | int]) -> Estimate:
-    """The mean of one value a seed, and how sure it is.
-
-    Raises:
-        ValueError: there is no value.
-    """
-    count, mean = len(values), statistics.fmean(values)
+def estimate(values: Iterable[float | int | None]) -> Estimate | None:
+    """The mean of one value a seed, and how sure it is. What is None or not finite is left out; None when all is."""
+    there = [float(value) for value in values if value is not None and math.isfinite(value)]
+    if not there:
+        return None
+    count, mean = len(there), statistics.fmean(there)
     if count == 1:
-        return Estimate(mean, None, None, 1)
+        return Estimate(1, mean)
     from scipy.special import stdtrit  # Student's t quantile; scipy takes a while to import
 
-    std = statistics.stdev(values)
-    return Estimate(mean, std, float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count), count)
+    std = statistics.stdev(there)
+    return Estimate(count, mean, std, float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count))

@@ -63,6 +63,9 @@ class Setup:
             require(self.decoder is not None, "decoder", "a rule, unless tied", self.decoder)
         require(self.init_std is None or self.init_std > 0, "init_std", "above 0", self.init_std)
         require(self.target_l0 is None or self.target_l0 > 0, "target_l0", "above 0", self.target_l0)
+        if self.decoder is not None:
+            name = registry.name_of(self.decoder)
+            require(not self.decoder.encoder_only, "decoder", "a rule for decoders: residual, backprop, …", name)
         self._carries()
 
     def _carries(self) -> None:

@@ -79,7 +79,7 @@ def make_run(cache: Path, store: Store, name: str = "run", latents: int = LATENT
         return SAE(torch.eye(latents), torch.zeros(latents), torch.eye(latents), torch.zeros(latents), ReLU())
 
     saes = {(setup, seed): identity() for setup in ("bp", "bp-tied") for seed in (0, 1)}
-    row = Row("bp", 0, 4.02e-5, 0.9294, 0.1, 0.95, 0.9311, 2.56e-3, 32.44, 612, 2588, 123_456.0)
+    row = Row("bp", 0, 4.02e-5, 0.9294, 0.1, 0.95, 0.9311, 2.56e-3, 32.44, 612, 2588, tokens_per_second=123_456.0)
     nothing = dict.fromkeys(("mse", "evr", "evr_std", "evr_median", "evr_pooled", "l1", "l0", "dictionary", "dead"))
     rows = [replace(row, setup=setup, seed=seed) for setup in ("bp", "bp-tied") for seed in (0, 1)]
     rows.append(Row("hebb-tied", 0, **nothing, tokens_per_second=None, diverged="at step 12: MSE is [NaN]"))
@@ -138,8 +138,11 @@ class TestOverview:
         assert lines[0] == "run run"
         rows = [" ".join(line.split()) for line in lines]
         assert "920 of 960 tokens · no normalisation" in text
-        assert "bp 0 4.0e-5 .929 .931 2.6e-3 32.4 612 2,588 123k" in rows
-        assert "bp 1 6.9e2 -655 -.040 2.6e-3 32.4 612 2,588 123k" in rows
+        assert "bp-tied ×2 4.0e-5 .929 .931 – 2.6e-3 32.4 612 2,588" in rows
+        assert "bp ×2 3.5e2 -327 .445 – 2.6e-3 32.4 612 2,588" in rows
+        # Half the interval of two values is 12.706 times half their distance: 12.706 · 0.4856 for the pooled EVR.
+        assert "± 4.4e3 4.2e3 6.17 0.0e0 0.0 0 0" in rows
+        assert "bp-tied ×2 .929 .100 .950 .931 – – –" in rows
         assert "hebb-tied 0 – – – – – – – –" in rows
         assert "hebb-tied, seed 0, diverged at step 12: MSE is [NaN]" in text
         assert "Over 16,384 held-out tokens" in text

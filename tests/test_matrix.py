@@ -20,6 +20,7 @@ from hsae.trainconfig import TrainConfig
 
 RULES, KINDS, REVIVALS = (registry.names(package) for package in (Rule.package, Variant.package, Revival.package))
 LOCAL = [rule for rule in RULES if rule != "backprop"]
+ENCODER_ONLY = [name for name in LOCAL if registry.find(Rule.package, name, Rule).encoder_only]
 TRAINED = [kind for kind in KINDS if registry.find(Variant.package, kind, Variant).trained]
 CARRIED = [kind for kind in KINDS if kind not in TRAINED]
 PENALISED = [kind for kind in CARRIED if registry.find(Variant.package, kind, Variant).penalised]
@@ -122,6 +123,13 @@ def test_a_local_rule_is_given_an_l0_where_the_code_sets_it_outright(rule: str):
         assert config.setup["x"].variant != config.setup["x"].sae
 
 
+@pytest.mark.parametrize("rule", ENCODER_ONLY)
+def test_a_rule_for_encoders_is_refused_as_a_decoders(rule: str):
+    line = refused(encoder="backprop", decoder=rule)
+    assert "decoder must be a rule for decoders" in line
+    assert rule in line
+
+
 @pytest.mark.parametrize("rule", LOCAL)
 def test_a_revival_through_the_loss_is_refused_unless_backprop_trains_both_sides(rule: str):
     by_loss = [name for name in REVIVALS if registry.find(Revival.package, name, Revival).gradient]
@@ -133,6 +141,8 @@ def test_a_revival_through_the_loss_is_refused_unless_backprop_trains_both_sides
             {"encoder": rule, "decoder": "backprop"},
             {"encoder": "backprop", "decoder": rule},
         ):
+            if rule in ENCODER_ONLY and sides.get("decoder") == rule:
+                continue
             line = refused(**sides, revive=name)
             assert "revive" in line
             assert name in line

@@ -50,6 +50,10 @@ def run_tables(rows: Sequence[Row], baselines: Sequence[Baseline], held_out: int
     )
     several = any(len(same) > 1 for same in _by_setup(rows))
     parts.append(Text(caption + (" ±: half the 95% interval of the mean over seeds." if several else ""), style="dim"))
+    parts += ["", _explained(rows)]
+    parts.append(
+        Text("EVR over tokens: its mean, standard deviation and median; pooled; on trained tokens.", style="dim")
+    )
     if any(row.mcc is not None for row in rows):
         parts += ["", _recovery(rows)]
         parts.append(Text("Against the true directions: mean best cosine; one-to-one; share above 0.9.", style="dim"))
@@ -79,6 +83,21 @@ def _metrics(rows: Sequence[Row], baselines: Sequence[Baseline]) -> Table:
     for one in baselines:
         cells = (scientific(one.mse), fraction(one.evr), fraction(one.evr_pooled), NONE, NONE)
         table.add_row(one.name, NONE, *cells, _tenths(one.l0), _whole(one.dictionary), NONE, style="dim")
+    return table
+
+
+def _explained(rows: Sequence[Row]) -> Table:
+    columns: list[tuple[str, Callable[[Row], float | None], Format]] = [
+        ("EVR", lambda r: r.evr, fraction),
+        ("std", lambda r: r.evr_std, fraction),
+        ("median", lambda r: r.evr_median, fraction),
+        ("pooled", lambda r: r.evr_pooled, fraction),
+        ("train pooled", lambda r: r.train_evr_pooled, fraction),
+        ("train MSE", lambda r: r.train_mse, scientific),
+        ("train L0", lambda r: r.train_l0, _tenths),
+    ]
+    table = open_table(("setup", False), ("seed", True), *((heading, True) for heading, _, _ in columns))
+    _fill(table, rows, columns)
     return table
 
 
@@ -118,8 +137,7 @@ def _fill(
             continue
         means, halves = [], []
         for _, value, form in columns:
-            known = [v for row in whole if (v := value(row)) is not None]
-            one = estimate(known) if known else None
+            one = estimate(value(row) for row in whole)
             means.append(form(one.mean if one else None))
             halves.append("" if one is None or one.half is None else form(one.half))
         table.add_row(Text(visible(same[0].setup)), f"×{len(whole)}", *means)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from hsae.intervals import Estimate
 from hsae.paper import PaperConfig
 from hsae.paper.answers import answers
 from hsae.paper.claims import number, orderings
@@ -13,7 +14,6 @@ from hsae.paper.findings import AblationPart, Findings, InitPart, TablePart
 from hsae.paper.measure import MEASURED, curve
 from hsae.paper.published import METRICS, SETUPS, TABLE_1, TITLES
 from hsae.paper.report import Source, command
-from hsae.paper.statistics import Spread
 from hsae.paper.tables import HEADS
 
 
@@ -74,5 +74,5 @@ def lines_for_terminal(part: TablePart) -> Iterator[tuple[str, ...]]:
             yield ("", "± 95%", *(_reach(m, line.held_out[m]) for m in HEADS))
 
 
-def _reach(metric: str, found: Spread | None) -> str:
-    return "" if found is None or found.high is None else number(metric, found.high - found.mean)
+def _reach(metric: str, found: Estimate | None) -> str:
+    return "" if found is None or found.half is None else number(metric, found.half)

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.intervals import Estimate, estimate
 from hsae.paper.plan import UNDERFLOW
-from hsae.paper.statistics import Spread, spread
 from hsae.run import METRICS, Row, Run
 from hsae.sae import SAE
 from hsae.store import Store
@@ -41,9 +41,9 @@ class Line:
 
     setup: str
     seeds: tuple[int, ...]
-    held_out: dict[str, Spread | None]
-    train: dict[str, Spread | None]
-    batch: dict[str, Spread | None]
+    held_out: dict[str, Estimate | None]
+    train: dict[str, Estimate | None]
+    batch: dict[str, Estimate | None]
     tokens_per_second: float | None
     diverged: dict[int, str]
 
@@ -85,13 +85,13 @@ def lines(run: Run, logged: Logs) -> dict[str, Line]:
 def _line(name: str, rows: list[Row], logged: Logs) -> Line:
     whole = [row for row in rows if not row.diverged]
     ends = [_late(logged.get((name, row.seed), [])) for row in whole]
-    speed = spread(row.tokens_per_second for row in whole)
+    speed = estimate(row.tokens_per_second for row in whole)
     return Line(
         setup=name,
         seeds=tuple(row.seed for row in rows),
-        held_out={m: spread(getattr(row, m) for row in whole) for m in (*MEASURED, "dead")},
-        train={m: spread(getattr(row, f"train_{m}") for row in whole) for m in ("mse", "evr_pooled", "l0")},
-        batch={m: spread(end.get(m) for end in ends) for m in MEASURED},
+        held_out={m: estimate(getattr(row, m) for row in whole) for m in (*MEASURED, "dead")},
+        train={m: estimate(getattr(row, f"train_{m}") for row in whole) for m in ("mse", "evr_pooled", "l0")},
+        batch={m: estimate(end.get(m) for end in ends) for m in MEASURED},
         tokens_per_second=None if speed is None else speed.mean,
         diverged={row.seed: row.diverged for row in rows if row.diverged},
     )
@@ -114,7 +114,7 @@ def curve(logged: Logs, setup: str, quantity: str) -> Curve | None:
                     at[record["step"]].append(value)
     if not at:
         return None
-    found = {step: spread(values) for step, values in sorted(at.items())}
+    found = {step: estimate(values) for step, values in sorted(at.items())}
     there = {step: s for step, s in found.items() if s is not None}
     return Curve(tuple(there), tuple(s.mean for s in there.values()), tuple(s.std or 0.0 for s in there.values()))
 

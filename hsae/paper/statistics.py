@@ -1,63 +1,9 @@
-"""Means over seeds with their spread, and the closed forms that the report compares measurements with."""
+"""The closed forms that the report compares measurements with."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Values over seeds: their mean, sample standard deviation (n - 1) and the mean's 95% t confidence interval.
-
-    With one value there is no spread: `std`, `low` and `high` are None.
-    """
-
-    n: int
-    mean: float
-    std: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-def spread(values: Iterable[float | None]) -> Spread | None:
-    """The spread of the values that are there; None when there is none."""
-    there = [float(v) for v in values if v is not None and math.isfinite(v)]
-    n = len(there)
-    if not n:
-        return None
-    mean = sum(there) / n
-    if n == 1:
-        return Spread(1, mean)
-    std = math.sqrt(sum((v - mean) ** 2 for v in there) / (n - 1))
-    reach = t_quantile(n - 1) * std / math.sqrt(n)
-    return Spread(n, mean, std, mean - reach, mean + reach)
-
-
-@functools.cache
-def t_quantile(freedom: int, within: float = 0.95) -> float:
-    """The t below which, on either side of 0, Student's distribution of so many degrees of freedom has `within`."""
-    low, high = 0.0, 1e3
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < within else (low, middle)
-    return high
-
-
-def _within(t: float, freedom: int) -> float:
-    """P(|T| < t), by the finite series for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cos2 = math.cos(angle) ** 2
-    odd = freedom % 2
-    term = math.cos(angle) if odd else 1.0
-    total = 0.0
-    for i in range(1 + odd, freedom, 2):
-        total += term
-        term *= cos2 * i / (i + 1)
-    sine = math.sin(angle) * total
-    return 2 / math.pi * (angle + sine) if odd else sine
 
 
 def tail(z: float) -> float:

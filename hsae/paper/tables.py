@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from hsae.intervals import Estimate
 from hsae.paper.claims import number
 from hsae.paper.findings import AblationPart, InitPart, Trained
 from hsae.paper.published import METRICS, SETUPS, TABLE_1, TITLES
-from hsae.paper.statistics import Spread
 
 HEADS = {"mse": "MSE", "evr": "EVR", "evr_pooled": "EVR pooled", "l1": "L1", "l0": "L0", "dictionary": "dict"}
 
@@ -29,12 +29,13 @@ def _pair(metric: str, mean: float, std: float) -> str:
     return f"{number(metric, mean)} ({number(metric, std)})"
 
 
-def _spread(metric: str, found: Spread | None) -> str:
+def _spread(metric: str, found: Estimate | None) -> str:
     if found is None:
         return "–"
-    if found.std is None:
+    if found.std is None or found.half is None:
         return number(metric, found.mean)
-    return f"{_pair(metric, found.mean, found.std)} [{number(metric, found.low)}, {number(metric, found.high)}]"
+    low, high = found.mean - found.half, found.mean + found.half
+    return f"{_pair(metric, found.mean, found.std)} [{number(metric, low)}, {number(metric, high)}]"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterator[Sequence[str]]) -> str:

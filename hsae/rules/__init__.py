@@ -100,6 +100,8 @@ class Rule(Registered, ABC):
 
     package: ClassVar[str] = "hsae.rules"
     selector: ClassVar[str] = "rule"
+    encoder_only: ClassVar[bool] = False
+    """makes no sense as a decoder's rule"""
 
     def bias(self, latents: int) -> Float[Tensor, "latent"]:
         """The encoder bias that training starts from."""

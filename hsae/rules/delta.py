@@ -24,7 +24,7 @@ what this one is worth.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,8 @@ COVARIANCE, PLASTICITY, FIRING = 0.95, 0.99, 0.9
 @dataclass(frozen=True)
 class Delta(Rule):
     """Winners learn to be where feedback from the residual would move them."""
+
+    encoder_only: ClassVar[bool] = True
 
     lr: float = 0.08
     """learning rate: length of a row's change in a typical step"""
@@ -108,19 +110,15 @@ class Delta(Rule):
         new["xx"] = _average(state["xx"], sums["xx"] / sums["tokens"], COVARIANCE, step)
         if step % INVERT == 1:
             new["P"] = self._decorrelator(new["xx"])
-        size = ((sums["px"] @ new["P"]).square().sum(1)).sqrt()
-        new["size"] = _average(state["size"], size.square(), PLASTICITY, step)
+        new["size"] = _average(state["size"], (sums["px"] @ new["P"]).square().sum(1), PLASTICITY, step)
         new["rate"] = _average(state["rate"], sums["fired"] / sums["tokens"], FIRING, step)
         if self.feedback == "mirror":
             new["feedback"] = torch.lerp(state["feedback"], sums["mirrored"] / sums["tokens"], self.mirror_lr)
         pace = self.lr / (new["size"].sqrt() + 1e-30)
-        change = pace[:, None] * (new["px"] @ new["P"])
-        if weights.b is None or len(weights.b) != len(W):
-            return Weights(change), new
         spread = new["xx"].diagonal().mean().sqrt()
         rest = (1 - new["rate"] / new["rate"].mean().clamp(min=1e-30)).clamp(-1, 1)
         rise = pace * (self.bias_lr / W.shape[1]) * new["p"] + self.homeostasis * spread * rest
-        return Weights(change, rise), new
+        return Weights(pace[:, None] * (new["px"] @ new["P"]), rise), new
 
     def _decorrelator(self, xx: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
         """(C + λI)^-1, scaled so that the decorrelated inputs' mean product with the inputs is 1."""
