@@ -23,7 +23,7 @@ from hsae.inspect.terminal import run_table
 from hsae.progress import Training
 from hsae.run import Result
 
-PARTS = ("topk", "relu", "auxk", "leads")
+PARTS = ("topk", "local", "relu", "auxk", "leads")
 L0S = (32, 8, 4, 16)
 L1S = (3.0, 4.0, 5.0, 6.0)
 LR = {4: 4e-3, 8: 8e-3, 16: 8e-3, 32: 3.2e-2}
@@ -42,13 +42,14 @@ def backprop(lr: float, beta2: float, **rest: Any) -> dict[str, Any]:
     return {"encoder": rule, "decoder": rule, **COMMON, **rest}
 
 
-def setups(l0: int) -> dict[str, dict[str, Any]]:
-    """What is compared at an L0 that a competition sets."""
-    topk = {"kind": "topk", "k": l0}
-    return {
-        "topk": backprop(LR[l0], 0.98, sae=topk, init_gain=True),
-        "residual-hebb": {"sae": topk},
-    }
+def topk(l0: int) -> dict[str, dict[str, Any]]:
+    """TopK by backpropagation."""
+    return {"topk": backprop(LR[l0], 0.98, sae={"kind": "topk", "k": l0}, init_gain=True)}
+
+
+def local(l0: int) -> dict[str, dict[str, Any]]:
+    """The local rule, with the same competition."""
+    return {"residual-hebb": {"sae": {"kind": "topk", "k": l0}}}
 
 
 def penalised() -> dict[str, dict[str, Any]]:
@@ -61,31 +62,29 @@ def penalised() -> dict[str, dict[str, Any]]:
 
 def auxiliary(l0: int) -> dict[str, dict[str, Any]]:
     """TopK with the auxiliary loss for dead latents, which is its best form."""
-    topk = {"kind": "topk", "k": l0}
-    return {"topk-auxk": backprop(LR_AUXK[l0], 0.98, sae=topk, init_gain=True, revive={"kind": "auxk"})}
+    sae = {"kind": "topk", "k": l0}
+    return {"topk-auxk": backprop(LR_AUXK[l0], 0.98, sae=sae, init_gain=True, revive={"kind": "auxk"})}
 
 
 def leads(l0: int) -> dict[str, dict[str, Any]]:
-    """What was tried besides, and the rule with one of its parts taken away."""
-    topk = {"kind": "topk", "k": l0}
-    local = {"decoder": "residual", "sae": topk, "init_gain": True, **COMMON}
+    """The local rule with one of its parts taken away or exchanged, and other rules in its place."""
+    sae = {"kind": "topk", "k": l0}
+    rest = {"decoder": "residual", "sae": sae, "init_gain": True, **COMMON}
+    tied = {key: value for key, value in rest.items() if key not in ("decoder", "decoder_init")} | {"tied": True}
 
-    def without(**changes: Any) -> dict[str, Any]:
-        return {"encoder": {"rule": "delta", **changes}, **local}
+    def changed(**changes: Any) -> dict[str, Any]:
+        return {"encoder": {"rule": "delta", **changes}, **rest}
 
-    tied = {key: value for key, value in local.items() if key not in ("decoder", "decoder_init")} | {"tied": True}
     return {
-        "residual-hebb": {"sae": topk},
-        "exact-feedback": without(feedback="decoder"),
-        "feedback-by-encoder": without(feedback="encoder"),
-        "no-runner-up": without(runner_up=0.0),
-        "no-homeostasis": without(homeostasis=0.0),
-        "no-decorrelation": without(ridge=1e6),
+        "exact-feedback": changed(feedback="decoder"),
+        "feedback-by-encoder": changed(feedback="encoder"),
+        "no-runner-up": changed(runner_up=0.0),
+        "no-homeostasis": changed(homeostasis=0.0),
+        "no-decorrelation": changed(ridge=1e6),
+        "batch-threshold": changed() | {"sae": {"kind": "batchtopk", "k": l0}},
         "tied-residual": {"encoder": "residual", **tied},
-        "oja-encoder": {"encoder": {"rule": "oja", "post": "code", "lr": 10.0}, **local},
-        "instar-encoder": {"encoder": {"rule": "instar", "k": l0}, **local},
-        "softhebb-encoder": {"encoder": "softhebb", **local},
-        "batch-threshold": {"encoder": "delta", **local, "sae": {"kind": "batchtopk", "k": l0}},
+        "instar-encoder": {"encoder": {"rule": "instar", "k": l0}, **rest},
+        "softhebb-encoder": {"encoder": "softhebb", **rest},
     }
 
 
@@ -124,7 +123,12 @@ def main() -> None:
         if part == "relu":
             runs = {"relu": (penalised(), every)}
         else:
-            make, seeds = {"topk": (setups, every), "auxk": (auxiliary, one), "leads": (leads, one)}[part]
+            make, seeds = {
+                "topk": (topk, every),
+                "local": (local, every),
+                "auxk": (auxiliary, one),
+                "leads": (leads, one),
+            }[part]
             runs = {f"{part}-l0-{l0}": (make(l0), seeds) for l0 in args.l0}
         for name, (table, seeds) in runs.items():
             result = run(args.store, name, table, seeds, args.steps)

@@ -1,4 +1,4 @@
-"""The local rules of `residual-hebb` in closed form: what each signal is made of, and that it learns without a gradient."""
+"""The local rules of `residual-hebb` in closed form: what each signal is made of, and that they learn together."""
 
 from __future__ import annotations
 

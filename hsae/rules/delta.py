@@ -60,7 +60,7 @@ class Delta(Rule):
     """λ, in units of the inputs' mean variance"""
     feedback: Literal["mirror", "encoder", "decoder"] = "mirror"
     """what brings the residual back: synapses that mirror the decoder, the encoder's, or the decoder's themselves"""
-    mirror_lr: float = 0.1
+    mirror_lr: float = 0.5
     """learning rate of the mirroring synapses"""
 
     def __post_init__(self) -> None:
