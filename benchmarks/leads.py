@@ -1,32 +1,31 @@
 """Classical local rules for sparse codes, side by side, each read out in one feed-forward pass and by iteration.
 
-    python benchmarks/leads.py stories260k                          # about 6 minutes on one core
+    python benchmarks/leads.py stories260k                          # 10 minutes on one core
     python benchmarks/leads.py stories260k --steps 20 --l0 8        # a trial
-    HSAE_CACHE=/tmp/pc python benchmarks/leads.py stories260k       # finds the residual-hebb runs of pareto.py there
 
-    random            unit rows as drawn: what a read-out makes of a dictionary that learned nothing
+    random            unit rows as drawn
     k-wta             tied competitive Hebb: the k most driven rows move towards the input; with or without a
-                      homeostatic bias that only decides who wins
+                      homeostatic bias, which decides who wins and is no part of the code
     competitive       Hebb's rule from the residual, on a top-k code settled by lateral inhibition (LCA: Rozell et al.,
-                      Neural Computation 20, 2008), computed through the residual; rows that do not fire are re-seeded
-    + encoder         the same dictionary and a one-pass encoder that learns the settled code by a delta rule with
-                      decorrelated inputs, while the dictionary learns (along) or afterwards (after)
-    inhibition        Oja-type rows, anti-Hebbian lateral weights, homeostatic thresholds (Földiák, Biol. Cybern. 64,
-                      1990; SAILnet: Zylberberg et al., PLoS Comput. Biol. 7, 2011), in graded units; 512 latents
-    residual-hebb     the shipped setup, from the run that pareto.py left, or else trained here
+                      Neural Computation 20, 2008), computed through the residual; rows that never fire are re-seeded
+    + encoder         and a one-pass encoder that learns the settled code by a delta rule with decorrelated inputs, while
+                      the dictionary learns (along) or after it (after, on other tokens)
+    inhibition        Hebbian unit rows, anti-Hebbian lateral weights, homeostatic thresholds (Földiák, Biol. Cybern.
+                      64, 1990; SAILnet: Zylberberg et al., PLoS Comput. Biol. 7, 2011), in graded units
+    residual-hebb     the shipped setup, from a run of pareto.py or else trained here, 362 steps of 4,096 tokens
 
-Numbers are pooled EVR (hsae/metrics.py) over the store's last 16,384 tokens. One pass: decode the k highest drives, as
-they are (raw) or with the best gain for each token (gain: needs the input again, so not feed-forward). Iterative: the
-method's own settling, and matching pursuit of k steps with codes of 0 or above. Rows without an encoder have gain 1.
+Numbers are pooled EVR over the store's last 16,384 tokens. One pass: decode the k highest drives, as they are (raw;
+tied codes times one number, fitted to training tokens) or with each token's best gain (gain: needs the input again).
+Iterative: the method's own settling (that of inhibition has an L0 of its own, and each token's best gain), and matching
+pursuit of k steps, codes not below 0. dead: latents that one pass never uses on these tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,73 +33,56 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from hsae import Store, TrainConfig, UserError, load, train
-from hsae.rules import Weights
+from hsae.rules import State, Weights
 from hsae.rules.delta import Delta
 from hsae.rules.residual import Residual
 
-HELD_OUT, LATENTS, FEW = 16384, 3200, 512
-SETTLE, RATE = 10, 0.6  # steps of competition, and the rate of each times √L0
-RESEED = 10  # steps between looks for rows that do not fire
-COLUMNS = ("raw", "gain", "settled", "pursuit")
-
-
-@dataclass
-class Row:
-    """One line of the table; EVR in `COLUMNS`. `dead`: latents that one pass never uses on the held-out tokens."""
-
-    method: str
-    l0: int
-    latents: int
-    steps: int
-    batch: int
-    raw: float
-    gain: float
-    pursuit: float
-    dead: int
-    seconds: float
-    settled: float | None = None
-    settled_l0: float | None = None
+HELD_OUT, LATENTS, FEW, BATCH = 16384, 3200, 512, 2048
+SETTLE, RATE = 10, 0.6  # steps of competition, and the rate of each, times √L0
+Code = tuple[Tensor, Tensor]  # values and indices, [token, k] each
 
 
 @dataclass
 class Coder:
-    """An encoder (latents compete by the drive plus `favour`), a dictionary, and how the training went."""
+    """An encoder, whose latents compete by the drive plus `favour`, and a dictionary; `batch`: tokens in a step."""
 
     method: str
     W: Tensor
     b: Tensor
     D: Tensor
+    batch: int
     favour: Tensor
-    steps: int = 0
-    batch: int = 0
-    seconds: float = 0.0
 
-    def encode(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Values and indices of the k latents that one pass leaves."""
+    def encode(self, x: Tensor, k: int) -> Code:
+        """The code of one pass."""
         u = torch.addmm(self.b, x, self.W.T)
         best = (u + self.favour).topk(k, sorted=False).indices
         return u.gather(1, best).relu(), best
 
+    def scaled(self, x: Tensor, k: int) -> Coder:
+        """The same with the one factor on its code that leaves the least error of these tokens."""
+        decoded = decode(self.encode(x, k), self.D)
+        gain = (x * decoded).sum() / decoded.square().sum()
+        return Coder(self.method, gain * self.W, gain * self.b, self.D, self.batch, gain * self.favour)
+
+
+def tied(method: str, D: Tensor, batch: int = BATCH) -> Coder:
+    """One whose encoder is the dictionary."""
+    return Coder(method, D, torch.zeros(len(D)), D, batch, torch.zeros(len(D)))
+
 
 def unit_rows(latents: int, width: int) -> Tensor:
-    """The rows that all dictionaries begin with."""
+    """The rows that every dictionary begins with."""
     return normalize(torch.randn(latents, width, generator=torch.Generator().manual_seed(0)))
 
 
-def plain(method: str, D: Tensor) -> Coder:
-    """A tied coder without a bias."""
-    zero = torch.zeros(len(D))
-    return Coder(method, D, zero, D, zero)
-
-
-def data(name: str, hook: str) -> tuple[Tensor, Tensor, Tensor, float]:
+def data(name: str) -> tuple[Tensor, Tensor, Tensor, float]:
     """Training rows, shuffled, and held-out rows, all centred and of mean variance 1; that mean and that scale."""
     store = Store.open(name)
-    hook, _ = store.hook(hook)
+    hook, _ = store.hook()
     first = store.manifest.sequences + -HELD_OUT // store.manifest.context
-    taught, held = (
-        torch.cat([c.activations[c.keep] for c in store.chunks(hook, 64, *span)]) for span in ((0, first), (first, None))
-    )
+    spans = (store.chunks(hook, 64, 0, first), store.chunks(hook, 64, first))
+    taught, held = (torch.cat([chunk.activations[chunk.keep] for chunk in span]) for span in spans)
     mean = taught.mean(0)
     scale = float((taught - mean).square().mean().rsqrt())
     order = torch.randperm(len(taught), generator=torch.Generator().manual_seed(0))
@@ -114,23 +96,23 @@ def batches(x: Tensor, steps: int, size: int) -> Iterator[tuple[float, Tensor]]:
         yield min(1.0, (steps - step) / (0.3 * steps)), x[start : start + size]
 
 
-def decode(code: tuple[Tensor, Tensor], D: Tensor) -> Tensor:
-    """The reconstruction of values and indices."""
+def decode(code: Code, D: Tensor) -> Tensor:
+    """The reconstruction."""
     return embedding_bag(code[1], D, per_sample_weights=code[0], mode="sum")
 
 
-def dense(code: tuple[Tensor, Tensor], latents: int) -> Tensor:
-    """Values and indices as [token, latent]."""
+def dense(code: Code, latents: int) -> Tensor:
+    """The code as [token, latent]."""
     return torch.zeros(len(code[0]), latents).scatter_(1, code[1], code[0])
 
 
-def best_gain(x: Tensor, decoded: Tensor) -> Tensor:
-    """For each token, the factor of its reconstruction that leaves the least error."""
-    return ((x * decoded).sum(1) / decoded.square().sum(1).clamp(min=1e-30))[:, None]
+def refit(x: Tensor, decoded: Tensor) -> Tensor:
+    """Each token's reconstruction times the factor that leaves the least error."""
+    return decoded * ((x * decoded).sum(1) / decoded.square().sum(1).clamp(min=1e-30))[:, None]
 
 
-def settle(x: Tensor, D: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The top-k code after a few steps of u += rate · (D r + y - u), which is inhibition by D Dᵀ without that matrix."""
+def settle(x: Tensor, D: Tensor, k: int) -> Code:
+    """The top-k code after some steps of u += rate · (D r + y - u): inhibition by D Dᵀ, without that matrix."""
     rate, u, r = RATE / k**0.5, torch.zeros(len(x), len(D)), x
     value, best = torch.zeros(len(x), k), torch.zeros(len(x), k, dtype=torch.int64)
     for _ in range(SETTLE):
@@ -141,72 +123,62 @@ def settle(x: Tensor, D: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return value, best
 
 
-def pursuit_error(x: Tensor, D: Tensor, k: int) -> Tensor:
-    """What matching pursuit by unit rows leaves after k steps."""
+def pursue(x: Tensor, D: Tensor, k: int) -> Tensor:
+    """The reconstruction by k steps of matching pursuit, with unit rows."""
     r, D = x.clone(), normalize(D)
     for _ in range(k):
         value, best = (r @ D.T).max(1)
         r -= value.relu_()[:, None] * D[best]
-    return r
+    return x - r
+
+
+def hebb(D: Tensor, y: Tensor, post: Tensor, state: State, factor: float, lr: float) -> tuple[Tensor, State]:
+    """Unit rows after a step of Hebb's rule between y and `post`, the residual or the input; averaged as shipped."""
+    sums = {"yr": y.T @ post, "yy": y.square().sum(0), "fired": torch.ones(()), "tokens": torch.ones(())}
+    change, state = Residual(lr=lr).displacement(sums, Weights(D), state)
+    return normalize(D + factor * change.W), state
 
 
 def k_wta(x: Tensor, k: int, steps: int, bias: float) -> Coder:
-    """Rows of unit length that move towards the inputs for which they win; `bias`: rise of a silent row's bias."""
-    start, batch, rule = time.perf_counter(), 4096, Residual(lr=1.0)
-    coder = plain("k-wta" + ", homeostatic bias" * (bias > 0), unit_rows(LATENTS, x.shape[1]))
-    state, rate = rule.start(Weights(coder.D)), torch.full((LATENTS,), k / LATENTS)
-    for factor, part in batches(x, steps, batch):
+    """Rows move towards the inputs for which they win; `bias`: rise of the bias of a row that does not, in a step."""
+    coder = tied("k-wta" + ", homeostatic bias" * (bias > 0), unit_rows(LATENTS, x.shape[1]))
+    state, rate = Residual().start(Weights(coder.D)), torch.full((LATENTS,), k / LATENTS)
+    for factor, part in batches(x, steps, BATCH):
         y = dense(coder.encode(part, k), LATENTS)
-        # Hebb in place of the residual: the input itself. Across the row, Oja's term is that of `Residual` too.
-        sums = {"yr": y.T @ part, "yy": y.square().sum(0), "fired": torch.tensor(1.0), "tokens": torch.tensor(1.0)}
-        change, state = rule.displacement(sums, Weights(coder.D), state)
-        coder.W = coder.D = normalize(coder.D + factor * change.W)
+        coder.D, state = hebb(coder.D, y, part, state, factor, lr=1.0)
+        coder.W = coder.D
         rate.lerp_((y > 0).float().mean(0), 0.1)
         coder.favour = coder.favour + factor * bias * (1 - rate * LATENTS / k).clamp(-1, 1)
-    coder.steps, coder.batch, coder.seconds = steps, batch, time.perf_counter() - start
-    return coder
+    return coder.scaled(x[:BATCH], k)
 
 
 def competitive(x: Tensor, k: int, steps: int, latents: int, given: Tensor | None = None) -> Coder:
     """The residual rule on the settled code, and an encoder that learns that code; `given`: a dictionary that stays."""
-    start, batch = time.perf_counter(), 1024
     D = unit_rows(latents, x.shape[1]) if given is None else given
-    coder = plain(f"competitive + encoder, {'along' if given is None else 'after'}", D)
-    gain = float(best_gain(x[:batch], decode(coder.encode(x[:batch], k), D)).mean())
-    coder.W = gain * D
-    up, down = Delta(feedback="encoder"), Residual()
-    above, below = up.start(Weights(coder.W, coder.b)), down.start(Weights(D))
-    fired = torch.zeros(latents)
-    for step, (factor, part) in enumerate(batches(x, steps, batch), 1):
+    coder = tied(f"competitive + encoder, {'along' if given is None else 'after'}", D).scaled(x[:BATCH], k)
+    rule, below, gain = Delta(feedback="encoder"), Residual().start(Weights(D)), coder.W.norm() / D.norm()
+    above, rate = rule.start(Weights(coder.W, coder.b)), torch.full((latents,), k / latents)
+    for factor, part in batches(x, steps, BATCH):
         code = settle(part, coder.D, k)
-        y, tokens = dense(code, latents), torch.tensor(float(batch))
-        own = dense(coder.encode(part, k), latents)
-        p = y - own
-        sums = {"px": p.T @ part, "p": p.sum(0), "fired": own.sign().sum(0), "xx": part.T @ part, "tokens": tokens}
-        change, above = up.displacement(sums, Weights(coder.W, coder.b), above)
+        y, own = dense(code, latents), dense(coder.encode(part, k), latents)
+        p = y - own  # the settled code less its own, over the winners of either
+        sums = {"px": p.T @ part, "p": p.sum(0), "fired": own.sign().sum(0), "xx": part.T @ part}
+        change, above = rule.displacement(sums | {"tokens": torch.tensor(BATCH)}, Weights(coder.W, coder.b), above)
         assert change.b is not None
         coder.W, coder.b = coder.W + factor * change.W, coder.b + factor * change.b
         if given is not None:
             continue
         r = part - decode(code, coder.D)
-        count = y.sign().sum(0)
-        sums = {"yr": y.T @ r, "yy": y.square().sum(0), "fired": count.sum(), "tokens": tokens}
-        change, below = down.displacement(sums, Weights(coder.D), below)
-        coder.D = normalize(coder.D + factor * change.W)
-        fired += count
-        if step % RESEED == 0:
-            silent = (fired < 0.02 * fired.mean()).nonzero()[:batch, 0]
-            if factor == 1.0 and len(silent):
-                worst = r.square().sum(1).topk(len(silent)).indices
-                coder.D[silent] = normalize(r[worst])
-                coder.W[silent] = gain * coder.D[silent]
-            fired.zero_()
-    coder.steps, coder.batch, coder.seconds = steps, batch, time.perf_counter() - start
+        coder.D, below = hebb(coder.D, y, r, below, factor, Residual().lr / k**0.5)
+        rate.lerp_(y.sign().mean(0), 0.1)
+        if factor == 1.0 and len(silent := (rate < 0.02 * k / latents).nonzero()[:BATCH, 0]):
+            coder.D[silent] = normalize(r[r.square().sum(1).topk(len(silent)).indices])
+            coder.W[silent], rate[silent] = gain * coder.D[silent], k / latents
     return coder
 
 
 def inhibited(x: Tensor, coder: Coder, lateral: Tensor) -> Tensor:
-    """Graded units that settle under lateral inhibition; the threshold is the negative bias."""
+    """What graded units settle at under lateral inhibition; a threshold is a negative bias."""
     drive = torch.addmm(coder.b, x, coder.W.T)
     u = y = torch.zeros_like(drive)
     for _ in range(2 * SETTLE):
@@ -217,60 +189,50 @@ def inhibited(x: Tensor, coder: Coder, lateral: Tensor) -> Tensor:
 
 def inhibition(x: Tensor, k: int, steps: int) -> tuple[Coder, Tensor]:
     """Rows, lateral weights and thresholds learn from what settles, each by its own two activities."""
-    start, batch, target = time.perf_counter(), 1024, k / FEW
-    coder, rule = plain("inhibition", unit_rows(FEW, x.shape[1])), Residual(lr=1.0)
-    lateral, state = torch.zeros(FEW, FEW), rule.start(Weights(coder.D))
+    batch, target = BATCH // 2, k / FEW
+    coder, lateral = tied("inhibition", unit_rows(FEW, x.shape[1]), batch), torch.zeros(FEW, FEW)
+    state = Residual().start(Weights(coder.D))
     for factor, part in batches(x, steps, batch):
         y = inhibited(part, coder, lateral)
         on = y.sign()
-        sums = {"yr": y.T @ part, "yy": y.square().sum(0), "fired": torch.tensor(1.0), "tokens": torch.tensor(1.0)}
-        change, state = rule.displacement(sums, Weights(coder.D), state)
-        coder.W = coder.D = normalize(coder.D + factor * change.W)
-        lateral = (lateral + factor * 0.1 * (on.T @ on / batch / target - target)).clamp(min=0).fill_diagonal_(0)
-        coder.b = coder.b - factor * 0.1 * (on.mean(0) / target - 1).clamp(-1, 1)
-    coder.steps, coder.batch, coder.seconds = steps, batch, time.perf_counter() - start
+        coder.D, state = hebb(coder.D, y, part, state, factor, lr=1.0)
+        coder.W = coder.D
+        lateral = (lateral + factor * 0.03 * (on.T @ on / batch / target - target)).clamp(min=0).fill_diagonal_(0)
+        coder.b = coder.b - factor * 0.3 * (on.mean(0) / target - 1).clamp(-1, 1)
     return coder, lateral
 
 
 def shipped(store: str, k: int, mean: Tensor, scale: float) -> Coder:
-    """The shipped setup's SAE, told to take rows that are centred and scaled as here."""
+    """The shipped setup's SAE, for rows that are centred and scaled as here."""
     try:
         sae = load(f"pareto-{store}-362-topk-l0-{k}", setup="residual-hebb", seed=0)
     except UserError:
-        table = {"store": store, "setups": ["residual-hebb"], "steps": 362, "batch_tokens": 4096, "baselines": False}
-        table |= {"setup": {"residual-hebb": {"sae": {"kind": "topk", "k": k}}}, "name": f"leads-{store}-l0-{k}"}
-        table |= {"normalise": {"mode": "variance", "variance": 1.0}}
-        train(TrainConfig.from_table(table, "leads"))
+        table = {"store": store, "setups": ["residual-hebb"], "steps": 362, "name": f"leads-{store}-l0-{k}"}
+        table |= {"setup": {"residual-hebb": {"sae": {"kind": "topk", "k": k}}}, "batch_tokens": 4096}
+        train(TrainConfig.from_table(table | {"normalise": {"mode": "variance", "variance": 1.0}}, "leads"))
         sae = load(f"leads-{store}-l0-{k}")
-    b, ratio = sae.b_enc + sae.scale * (sae.W_enc @ mean), scale / sae.scale
-    # The decoder's bias is that mean. Codes times `ratio` are those of rows at this scale.
-    return Coder("residual-hebb", sae.W_enc, b * ratio, sae.W_dec, torch.zeros(len(b)), 362, 4096)
+    # Its decoder's bias is that mean.
+    b = (sae.b_enc + sae.scale * (sae.W_enc @ mean)) * (scale / sae.scale)
+    return Coder("residual-hebb", sae.W_enc, b, sae.W_dec, 4096, torch.zeros_like(b))
 
 
-def read_out(coder: Coder, x: Tensor, k: int, lateral: Tensor | None = None, competes: bool = False) -> Row:
+def read_out(x: Tensor, k: int, steps: int, coder: Coder, lateral: Tensor | None = None) -> dict[str, str | float]:
     """One line of the table."""
-    errors, used, active = {name: 0.0 for name in COLUMNS}, torch.zeros(len(coder.D)), 0.0
+    names, used, active = ("raw", "gain", "settled", "pursuit"), torch.zeros(len(coder.D)), 0
+    errors = torch.zeros(len(names))
     for part in x.split(1024):
         code = coder.encode(part, k)
         used += dense(code, len(used)).sum(0)
-        found = {"raw": decode(code, coder.D)}
-        found["gain"] = found["raw"] * best_gain(part, found["raw"])
-        if competes:
-            found["settled"] = decode(settled := settle(part, coder.D, k), coder.D)
-            active += float(settled[0].count_nonzero())
-        elif lateral is not None:
-            y = inhibited(part, coder, lateral)
-            found["settled"] = (y @ coder.D) * best_gain(part, y @ coder.D)
-            active += float(y.count_nonzero())
-        found["pursuit"] = part - pursuit_error(part, coder.D, k)
-        for name, decoded in found.items():
-            errors[name] += float((part - decoded).square().sum())
-    spread = float((x - x.mean(0)).square().sum())
-    evr = {name: round(1 - error / spread, 4) for name, error in errors.items() if error}
-    size, trained = len(used), (coder.steps, coder.batch)
-    row = Row(coder.method, k, size, *trained, dead=int((used == 0).sum()), seconds=round(coder.seconds, 1), **evr)
-    row.settled_l0 = round(active / len(x), 1) if active else None
-    print(" | ".join(str(value) for value in asdict(row).values()), flush=True)
+        y = dense(settle(part, coder.D, k), len(used)) if lateral is None else inhibited(part, coder, lateral)
+        active += int(y.count_nonzero())
+        raw, settled = decode(code, coder.D), y @ coder.D
+        found = (raw, refit(part, raw), settled if lateral is None else refit(part, settled), pursue(part, coder.D, k))
+        errors += torch.stack([(part - decoded).square().sum() for decoded in found])
+    evr = (1 - errors / (x - x.mean(0)).square().sum()).tolist()
+    row = {"method": coder.method, "l0": k, "latents": len(used), "steps": steps, "batch": coder.batch}
+    row |= {name: round(value, 4) for name, value in zip(names, evr, strict=True)}
+    row |= {"settled_l0": round(active / len(x), 1), "dead": int((used == 0).sum())}
+    print(" | ".join(map(str, row.values())), flush=True)
     return row
 
 
@@ -278,29 +240,28 @@ def main() -> None:
     """Read the command line, train, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store")
-    parser.add_argument("--hook", default="")
     parser.add_argument("--l0", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("docs/pareto/leads.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    taught, held, mean, scale = data(args.store, args.hook)
-    rows: list[Row] = []
-    print(" | ".join(Row.__dataclass_fields__))
+    taught, held, mean, scale = data(args.store)
+    rows, steps = [], args.steps
     for k in args.l0:
-        rows.append(read_out(plain("random", unit_rows(LATENTS, held.shape[1])), held, k, competes=True))
-        rows += [read_out(k_wta(taught, k, args.steps, bias), held, k) for bias in (0.0, 0.05)]
-        for latents in (FEW, LATENTS):
-            along = competitive(taught, k, args.steps, latents)
-            alone = plain("competitive", along.D)
-            alone.steps, alone.batch, alone.seconds = along.steps, along.batch, along.seconds
-            rows += [read_out(coder, held, k, competes=True) for coder in (alone, along)]
-        after = competitive(taught.flipud(), k, args.steps, LATENTS, along.D)
-        rows.append(read_out(after, held, k, competes=True))
-        rows.append(read_out(*_swap(inhibition(taught, k, args.steps), held, k)))
-        rows.append(read_out(shipped(args.store, k, mean, scale), held, k, competes=True))
+        drawn = tied("random", unit_rows(LATENTS, held.shape[1]), 0).scaled(taught[:BATCH], k)
+        rows.append(read_out(held, k, 0, drawn))
+        rows += [read_out(held, k, steps, k_wta(taught, k, steps, bias)) for bias in (0.0, 0.05)]
+        few, along = (competitive(taught, k, steps, latents) for latents in (FEW, LATENTS))
+        for coder in (few, along):
+            alone = tied("competitive", coder.D).scaled(taught[:BATCH], k)
+            rows += [read_out(held, k, steps, c) for c in (alone, coder)]
+        after = competitive(taught[steps * BATCH :], k, steps, LATENTS, along.D)
+        rows.append(read_out(held, k, 2 * steps, after))
+        coder, lateral = inhibition(taught, k, steps)
+        rows.append(read_out(held, k, steps, coder.scaled(taught[:BATCH], k), lateral))
+        rows.append(read_out(held, k, 362, shipped(args.store, k, mean, scale)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ class Diagnostics:
         cos_mse: of the displacement with the negative gradient of the mean squared error.
         cos_l1: the same, of Σ|code|.
         cos_l2: the same, of ½ Σ code².
-        hebbian_cos_mse: of the Hebbian part alone (signal above 0) with the negative gradient of the error.
+        hebbian_cos_mse: of the Hebbian part alone (signal above 0, Oja's decay included where the rule has it) with the
+            negative gradient of the error.
         anti_cos_l1: of the anti-Hebbian part alone with the negative gradient of Σ|code|.
         anti_cos_l2: the same, of ½ Σ code².
     """
@@ -82,8 +83,11 @@ class Diagnosis:
             positive = signal.clamp(min=0)
             negative = signal - positive
             self._add("mass", torch.stack([positive.sum(), -negative.sum()]))
-            self._add("hebbian", positive.T @ x)
-            self._add("anti", negative.T @ x)
+            for name, part in (("hebbian", positive), ("anti", negative)):
+                moved = part.T @ x
+                if self._rule.decays:
+                    moved -= (part * forward.u).sum(0)[:, None] * forward.encoder.W
+                self._add(name, moved)
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value

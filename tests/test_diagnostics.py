@@ -14,6 +14,7 @@ from torch import Tensor
 from hsae.diagnostics import Diagnosis, Diagnostics, cosine, entropy, gini
 from hsae.forward import Forward
 from hsae.rules import Rule, State, Statistics, Synapse, Weights
+from hsae.rules._rates import decayed
 from hsae.rules.oja import Oja
 from hsae.rules.softhebb import SoftHebb
 from hsae.sae import Variant
@@ -206,3 +207,14 @@ def test_a_run_tells_local_rules_diagnostics_and_no_others(planted: Callable[...
     assert run.row("bp-dec").rule == pytest.approx(local[-1])
     assert 0 < local[0]["winner_entropy"] <= 1
     assert 0 < local[0]["anti_share"] < 1
+
+
+def test_both_parts_of_softhebbs_update_are_all_of_it_with_its_decay():
+    whole = forward(ReLU(), tied=True, bias=True)
+    rule = SoftHebb(temperature=2.0)
+    diagnosis = Diagnosis(rule, torch.zeros(LATENTS, dtype=torch.float64))
+    diagnosis.add(whole)
+    sums = rule.statistics(whole.synapse("encoder"))
+    both = diagnosis._sums["hebbian"] + diagnosis._sums["anti"]
+    torch.testing.assert_close(both, decayed(sums["sx"], sums["s"], whole.encoder), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(both, sums["sx"], atol=1e-3)

@@ -100,6 +100,8 @@ class Rule(Registered, ABC):
 
     package: ClassVar[str] = "hsae.rules"
     selector: ClassVar[str] = "rule"
+    decays: ClassVar[bool] = False
+    """its update is signal · (x - u w): Oja's decay goes with the signal"""
     encoder_only: ClassVar[bool] = False
     """makes no sense as a decoder's rule"""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,8 @@ LOG_PRIOR_RANGE = (-60.0, 0.0)
 @dataclass(frozen=True)
 class SoftHebb(Rule):
     """Soft winner-take-all: the winner moves towards the input, the losers away, each by its share of a softmax."""
+
+    decays: ClassVar[bool] = True
 
     lr: float = 1e-2
     """the largest change of a weight in one step, before the adaptive rate"""
