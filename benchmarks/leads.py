@@ -1,15 +1,14 @@
 """Classical local rules for sparse codes, side by side, each read out in one feed-forward pass and by iteration.
 
-    python benchmarks/leads.py stories260k                          # 10 minutes on one core
-    python benchmarks/leads.py stories260k --steps 20 --l0 8        # a trial
+    python benchmarks/leads.py stories260k              # 8 minutes on one core; --steps 20 --l0 8: a trial
 
     random            unit rows as drawn
     k-wta             tied competitive Hebb: the k most driven rows move towards the input; with or without a
                       homeostatic bias, which decides who wins and is no part of the code
     competitive       Hebb's rule from the residual, on a top-k code settled by lateral inhibition (LCA: Rozell et al.,
                       Neural Computation 20, 2008), computed through the residual; rows that never fire are re-seeded
-    + encoder         and a one-pass encoder that learns the settled code by a delta rule with decorrelated inputs, while
-                      the dictionary learns (along) or after it (after, on other tokens)
+    + encoder         that learns the settled code for one pass, by a delta rule with decorrelated inputs, while the
+                      dictionary learns (along) or after it (after, on other tokens)
     inhibition        Hebbian unit rows, anti-Hebbian lateral weights, homeostatic thresholds (Földiák, Biol. Cybern.
                       64, 1990; SAILnet: Zylberberg et al., PLoS Comput. Biol. 7, 2011), in graded units
     residual-hebb     the shipped setup, from a run of pareto.py or else trained here, 362 steps of 4,096 tokens
@@ -39,7 +38,6 @@ from hsae.rules.residual import Residual
 
 HELD_OUT, LATENTS, FEW, BATCH = 16384, 3200, 512, 2048
 SETTLE, RATE = 10, 0.6  # steps of competition, and the rate of each, times √L0
-Code = tuple[Tensor, Tensor]  # values and indices, [token, k] each
 
 
 @dataclass
@@ -53,15 +51,15 @@ class Coder:
     batch: int
     favour: Tensor
 
-    def encode(self, x: Tensor, k: int) -> Code:
-        """The code of one pass."""
+    def encode(self, x: Tensor, k: int) -> Tensor:
+        """The code of one pass, [token, latent]."""
         u = torch.addmm(self.b, x, self.W.T)
         best = (u + self.favour).topk(k, sorted=False).indices
-        return u.gather(1, best).relu(), best
+        return torch.zeros_like(u).scatter_(1, best, u.gather(1, best).relu())
 
     def scaled(self, x: Tensor, k: int) -> Coder:
         """The same with the one factor on its code that leaves the least error of these tokens."""
-        decoded = decode(self.encode(x, k), self.D)
+        decoded = self.encode(x, k) @ self.D
         gain = (x * decoded).sum() / decoded.square().sum()
         return Coder(self.method, gain * self.W, gain * self.b, self.D, self.batch, gain * self.favour)
 
@@ -81,7 +79,7 @@ def data(name: str) -> tuple[Tensor, Tensor, Tensor, float]:
     store = Store.open(name)
     hook, _ = store.hook()
     first = store.manifest.sequences + -HELD_OUT // store.manifest.context
-    spans = (store.chunks(hook, 64, 0, first), store.chunks(hook, 64, first))
+    spans = store.chunks(hook, 64, 0, first), store.chunks(hook, 64, first)
     taught, held = (torch.cat([chunk.activations[chunk.keep] for chunk in span]) for span in spans)
     mean = taught.mean(0)
     scale = float((taught - mean).square().mean().rsqrt())
@@ -96,31 +94,20 @@ def batches(x: Tensor, steps: int, size: int) -> Iterator[tuple[float, Tensor]]:
         yield min(1.0, (steps - step) / (0.3 * steps)), x[start : start + size]
 
 
-def decode(code: Code, D: Tensor) -> Tensor:
-    """The reconstruction."""
-    return embedding_bag(code[1], D, per_sample_weights=code[0], mode="sum")
-
-
-def dense(code: Code, latents: int) -> Tensor:
-    """The code as [token, latent]."""
-    return torch.zeros(len(code[0]), latents).scatter_(1, code[1], code[0])
-
-
 def refit(x: Tensor, decoded: Tensor) -> Tensor:
     """Each token's reconstruction times the factor that leaves the least error."""
     return decoded * ((x * decoded).sum(1) / decoded.square().sum(1).clamp(min=1e-30))[:, None]
 
 
-def settle(x: Tensor, D: Tensor, k: int) -> Code:
+def settle(x: Tensor, D: Tensor, k: int) -> Tensor:
     """The top-k code after some steps of u += rate · (D r + y - u): inhibition by D Dᵀ, without that matrix."""
     rate, u, r = RATE / k**0.5, torch.zeros(len(x), len(D)), x
     value, best = torch.zeros(len(x), k), torch.zeros(len(x), k, dtype=torch.int64)
     for _ in range(SETTLE):
         u.mul_(1 - rate).addmm_(r, D.T, alpha=rate).scatter_add_(1, best, rate * value)
         value, best = u.topk(k, sorted=False)
-        value.relu_()
-        r = x - decode((value, best), D)
-    return value, best
+        r = x - embedding_bag(best, D, per_sample_weights=value.relu_(), mode="sum")
+    return u.zero_().scatter_(1, best, value)
 
 
 def pursue(x: Tensor, D: Tensor, k: int) -> Tensor:
@@ -144,7 +131,7 @@ def k_wta(x: Tensor, k: int, steps: int, bias: float) -> Coder:
     coder = tied("k-wta" + ", homeostatic bias" * (bias > 0), unit_rows(LATENTS, x.shape[1]))
     state, rate = Residual().start(Weights(coder.D)), torch.full((LATENTS,), k / LATENTS)
     for factor, part in batches(x, steps, BATCH):
-        y = dense(coder.encode(part, k), LATENTS)
+        y = coder.encode(part, k)
         coder.D, state = hebb(coder.D, y, part, state, factor, lr=1.0)
         coder.W = coder.D
         rate.lerp_((y > 0).float().mean(0), 0.1)
@@ -159,8 +146,7 @@ def competitive(x: Tensor, k: int, steps: int, latents: int, given: Tensor | Non
     rule, below, gain = Delta(feedback="encoder"), Residual().start(Weights(D)), coder.W.norm() / D.norm()
     above, rate = rule.start(Weights(coder.W, coder.b)), torch.full((latents,), k / latents)
     for factor, part in batches(x, steps, BATCH):
-        code = settle(part, coder.D, k)
-        y, own = dense(code, latents), dense(coder.encode(part, k), latents)
+        y, own = settle(part, coder.D, k), coder.encode(part, k)
         p = y - own  # the settled code less its own, over the winners of either
         sums = {"px": p.T @ part, "p": p.sum(0), "fired": own.sign().sum(0), "xx": part.T @ part}
         change, above = rule.displacement(sums | {"tokens": torch.tensor(BATCH)}, Weights(coder.W, coder.b), above)
@@ -168,7 +154,7 @@ def competitive(x: Tensor, k: int, steps: int, latents: int, given: Tensor | Non
         coder.W, coder.b = coder.W + factor * change.W, coder.b + factor * change.b
         if given is not None:
             continue
-        r = part - decode(code, coder.D)
+        r = part - y @ coder.D
         coder.D, below = hebb(coder.D, y, r, below, factor, Residual().lr / k**0.5)
         rate.lerp_(y.sign().mean(0), 0.1)
         if factor == 1.0 and len(silent := (rate < 0.02 * k / latents).nonzero()[:BATCH, 0]):
@@ -189,21 +175,20 @@ def inhibited(x: Tensor, coder: Coder, lateral: Tensor) -> Tensor:
 
 def inhibition(x: Tensor, k: int, steps: int) -> tuple[Coder, Tensor]:
     """Rows, lateral weights and thresholds learn from what settles, each by its own two activities."""
-    batch, target = BATCH // 2, k / FEW
-    coder, lateral = tied("inhibition", unit_rows(FEW, x.shape[1]), batch), torch.zeros(FEW, FEW)
-    state = Residual().start(Weights(coder.D))
-    for factor, part in batches(x, steps, batch):
+    coder, target = tied("inhibition", unit_rows(FEW, x.shape[1]), BATCH // 2), k / FEW
+    state, lateral = Residual().start(Weights(coder.D)), torch.zeros(FEW, FEW)
+    for factor, part in batches(x, steps, coder.batch):
         y = inhibited(part, coder, lateral)
-        on = y.sign()
+        on, both = y.sign().mean(0), y.sign().T @ y.sign() / coder.batch
         coder.D, state = hebb(coder.D, y, part, state, factor, lr=1.0)
         coder.W = coder.D
-        lateral = (lateral + factor * 0.03 * (on.T @ on / batch / target - target)).clamp(min=0).fill_diagonal_(0)
-        coder.b = coder.b - factor * 0.3 * (on.mean(0) / target - 1).clamp(-1, 1)
-    return coder, lateral
+        lateral = (lateral + factor * 0.03 * (both / target - target)).clamp(min=0).fill_diagonal_(0)
+        coder.b = coder.b - factor * 0.3 * (on / target - 1).clamp(-1, 1)
+    return coder.scaled(x[:BATCH], k), lateral
 
 
 def shipped(store: str, k: int, mean: Tensor, scale: float) -> Coder:
-    """The shipped setup's SAE, for rows that are centred and scaled as here."""
+    """The shipped setup's SAE, for rows that are centred and scaled as here; its decoder's bias is the mean too."""
     try:
         sae = load(f"pareto-{store}-362-topk-l0-{k}", setup="residual-hebb", seed=0)
     except UserError:
@@ -211,7 +196,6 @@ def shipped(store: str, k: int, mean: Tensor, scale: float) -> Coder:
         table |= {"setup": {"residual-hebb": {"sae": {"kind": "topk", "k": k}}}, "batch_tokens": 4096}
         train(TrainConfig.from_table(table | {"normalise": {"mode": "variance", "variance": 1.0}}, "leads"))
         sae = load(f"leads-{store}-l0-{k}")
-    # Its decoder's bias is that mean.
     b = (sae.b_enc + sae.scale * (sae.W_enc @ mean)) * (scale / sae.scale)
     return Coder("residual-hebb", sae.W_enc, b, sae.W_dec, 4096, torch.zeros_like(b))
 
@@ -222,15 +206,15 @@ def read_out(x: Tensor, k: int, steps: int, coder: Coder, lateral: Tensor | None
     errors = torch.zeros(len(names))
     for part in x.split(1024):
         code = coder.encode(part, k)
-        used += dense(code, len(used)).sum(0)
-        y = dense(settle(part, coder.D, k), len(used)) if lateral is None else inhibited(part, coder, lateral)
+        used += code.sum(0)
+        y = settle(part, coder.D, k) if lateral is None else inhibited(part, coder, lateral)
         active += int(y.count_nonzero())
-        raw, settled = decode(code, coder.D), y @ coder.D
+        raw, settled = code @ coder.D, y @ coder.D
         found = (raw, refit(part, raw), settled if lateral is None else refit(part, settled), pursue(part, coder.D, k))
         errors += torch.stack([(part - decoded).square().sum() for decoded in found])
-    evr = (1 - errors / (x - x.mean(0)).square().sum()).tolist()
     row = {"method": coder.method, "l0": k, "latents": len(used), "steps": steps, "batch": coder.batch}
-    row |= {name: round(value, 4) for name, value in zip(names, evr, strict=True)}
+    evr = 1 - errors / (x - x.mean(0)).square().sum()
+    row |= {name: round(value, 4) for name, value in zip(names, evr.tolist(), strict=True)}
     row |= {"settled_l0": round(active / len(x), 1), "dead": int((used == 0).sum())}
     print(" | ".join(map(str, row.values())), flush=True)
     return row
@@ -252,13 +236,10 @@ def main() -> None:
         rows.append(read_out(held, k, 0, drawn))
         rows += [read_out(held, k, steps, k_wta(taught, k, steps, bias)) for bias in (0.0, 0.05)]
         few, along = (competitive(taught, k, steps, latents) for latents in (FEW, LATENTS))
-        for coder in (few, along):
-            alone = tied("competitive", coder.D).scaled(taught[:BATCH], k)
-            rows += [read_out(held, k, steps, c) for c in (alone, coder)]
-        after = competitive(taught[steps * BATCH :], k, steps, LATENTS, along.D)
-        rows.append(read_out(held, k, 2 * steps, after))
-        coder, lateral = inhibition(taught, k, steps)
-        rows.append(read_out(held, k, steps, coder.scaled(taught[:BATCH], k), lateral))
+        pairs = [(tied("competitive", c.D).scaled(taught[:BATCH], k), c) for c in (few, along)]
+        rows += [read_out(held, k, steps, coder) for pair in pairs for coder in pair]
+        rows.append(read_out(held, k, 2 * steps, competitive(taught[steps * BATCH :], k, steps, LATENTS, along.D)))
+        rows.append(read_out(held, k, steps, *inhibition(taught, k, steps)))
         rows.append(read_out(held, k, 362, shipped(args.store, k, mean, scale)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -39,6 +39,7 @@ class Row:
         dead: latents that fired on none of the last `dead_window` training tokens.
         train_mse, train_evr_pooled, train_l0: of the same trained SAE, over as many training tokens.
         mmcs, mcc, found: how much of a known truth the dictionary holds (`hsae.truth`); None where there is none.
+        mmcs_random: what a random dictionary of that size has.
         rule: diagnostics of a local rule's last step (`hsae.diagnostics.Diagnostics`).
     """
 
@@ -57,6 +58,7 @@ class Row:
     train_evr_pooled: float | None = None
     train_l0: float | None = None
     mmcs: float | None = None
+    mmcs_random: float | None = None
     mcc: float | None = None
     found: float | None = None
     tokens_per_second: float | None = None

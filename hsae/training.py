@@ -143,7 +143,10 @@ def _row(
     before = finite(dataclasses.asdict(score(sae, trained.to(device), loop.micro_batch)))
     diagnostics = loop.diagnostics.get(i)
     told = {} if diagnostics is None else finite(dataclasses.asdict(diagnostics))
-    found = {} if truth is None else dataclasses.asdict(recovery(sae.W_dec, truth))
+    found = {}
+    if truth is not None:
+        random = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(learner.seed))
+        found = dataclasses.asdict(recovery(sae.W_dec, truth)) | {"mmcs_random": recovery(random, truth).mmcs}
     return Row(
         setup=learner.name,
         seed=learner.seed,
@@ -151,7 +154,7 @@ def _row(
         tokens_per_second=loop.step * loop.settings.batch_tokens / seconds if seconds else None,
         rule={key: value for key, value in told.items() if value is not None} or None,
         **{f.name: values[f.name] for f in dataclasses.fields(Row) if f.name in values},
-        **{name: found[name] for name in ("mmcs", "mcc", "found") if name in found},
+        **{name: found[name] for name in ("mmcs", "mmcs_random", "mcc", "found") if name in found},
         **{f"train_{name}": before[name] for name in ("mse", "evr_pooled", "l0")},
     )
 

@@ -119,6 +119,8 @@ def test_synthetic_data_is_made_found_again_and_scored_against_its_truth():
         assert row.mmcs is not None
         assert row.mcc is not None
         assert 0 < row.mcc <= row.mmcs <= 1
+        assert row.mmcs_random is not None
+        assert 0.3 < row.mmcs_random < 0.9
     assert run.result.store.startswith("synthetic-")
     again = train(settings(data="synthetic", synthetic=small, setups=["bp", "hebb-tied"], name="truth"))
     assert again.result == run.result
