@@ -34,6 +34,6 @@ lock:
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet torch==2.13.0
-	$(VENV)-lock/bin/pip install --quiet '.[dev,gguf]'
+	$(VENV)-lock/bin/pip install --quiet '.[dev,gguf,figures]'
 	$(VENV)-lock/bin/pip freeze --exclude hsae | sed 's/+cpu$$//' > requirements.lock
 	rm -rf $(VENV)-lock

@@ -51,17 +51,11 @@ def run_tables(rows: Sequence[Row], baselines: Sequence[Baseline], held_out: int
     several = any(len(same) > 1 for same in _by_setup(rows))
     parts.append(Text(caption + (" ±: half the 95% interval of the mean over seeds." if several else ""), style="dim"))
     parts += ["", _explained(rows)]
-    parts.append(
-        Text("EVR over tokens: its mean, standard deviation and median; pooled; on trained tokens.", style="dim")
-    )
+    caption = "EVR over tokens: mean, standard deviation, median; pooled. On trained tokens: pooled, MSE, L0."
+    parts.append(Text(caption, style="dim"))
     if any(row.mcc is not None for row in rows):
-        parts += ["", _recovery(rows)]
-        parts.append(
-            Text(
-                "The true directions: mean best cosine, and a random dictionary's; one-to-one; share above 0.9.",
-                style="dim",
-            )
-        )
+        caption = "The true directions: mean best cosine, and a random dictionary's; one-to-one; share above 0.9."
+        parts += ["", _recovery(rows), Text(caption, style="dim")]
     if any(row.rule for row in rows):
         parts += ["", _diagnostics(rows)]
         caption = (
