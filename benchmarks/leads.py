@@ -1,6 +1,6 @@
 """Classical local rules for sparse codes, side by side, each read out in one feed-forward pass and by iteration.
 
-    python benchmarks/leads.py stories260k              # 8 minutes on one core; --steps 20 --l0 8: a trial
+    python benchmarks/leads.py stories260k              # 9 minutes on one core; --steps 20 --l0 8: a trial
 
     random            unit rows as drawn
     k-wta             tied competitive Hebb: the k most driven rows move towards the input; with or without a
@@ -190,7 +190,7 @@ def inhibition(x: Tensor, k: int, steps: int) -> tuple[Coder, Tensor]:
 def shipped(store: str, k: int, mean: Tensor, scale: float) -> Coder:
     """The shipped setup's SAE, for rows that are centred and scaled as here; its decoder's bias is the mean too."""
     try:
-        sae = load(f"pareto-{store}-362-topk-l0-{k}", setup="residual-hebb", seed=0)
+        sae = load(f"pareto-{store}-362-local-l0-{k}", setup="residual-hebb", seed=0)
     except UserError:
         table = {"store": store, "setups": ["residual-hebb"], "steps": 362, "name": f"leads-{store}-l0-{k}"}
         table |= {"setup": {"residual-hebb": {"sae": {"kind": "topk", "k": k}}}, "batch_tokens": 4096}

@@ -41,6 +41,11 @@ def failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
         (["train", "--setups", "bq"], "no setup named 'bq'; there is bp, bp-dec, bp-tied, hebb-tied"),
         (["train", "--setups"], "--setups needs a name"),
         (["train", "--encoder.rule", "adam"], "no rules entry named 'adam'; nearest: "),
+        (["train", "--setups", "hebb-tied", "--sae", "gated"], "softhebb can train batchtopk, matryoshka, relu, topk"),
+        (["train", "--setups", "hebb-tied", "--target-l0", "8"], "it can be steered with batchtopk, matryoshka, topk"),
+        (["train", "--setups", "bp", "--revive", "auxk"], "revive must be one of homeostasis, resample for relu"),
+        (["train", "--setups", "bp", "--decoder", "delta"], "decoder must be a rule for decoders"),
+        (["train", "--data", "nonsense"], "data must be one of 'store', 'synthetic'"),
         (["train", "--setup.oops.encoder.rule", "oja"], "setup oops is not trained"),
         (["train", "--encoder.temperature", "-1"], "encoder: temperature must be above 0, not -1.0"),
         (["train"], "no store in"),
@@ -100,7 +105,7 @@ def test_flags_override_the_file_and_reach_every_setup(planted: Callable[..., St
 
 def test_another_rule_and_variant_by_flags(planted: Callable[..., Store]):
     planted()
-    flags = ["--setups", "hebb-tied,bp", "--setup.hebb-tied.encoder.rule", "oja", "--sae.kind=topk", "--sae.k", "5"]
+    flags = ["--setups", "hebb-tied,bp", "--setup.hebb-tied.encoder", "oja", "--sae.kind=topk", "--sae.k", "5"]
     assert run([*TRAIN, "--name", "x", *flags, "--setup.hebb_tied.encoder.lr=0.5".replace("_", "-")]) == 0
     setups = Run.open("x").setups
     assert type(setups["hebb-tied"].encoder).__name__ == "Oja"
