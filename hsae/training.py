@@ -78,6 +78,7 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         trained = _tokens(store, hook, 0, whole - held_out, settings.held_out) * scale
         truth = Truth.of(store)
         table = tuple(_row(loop, i, held, trained, truth) for i in range(len(loop.learners)))
+        _off_target(settings, table, progress)
         beaten = (
             _baselines(settings, store, hook, scale, held.to(device), table, held_out) if settings.baselines else ()
         )
@@ -217,6 +218,17 @@ def _centres(
     if any(setup.centre == "median" for _, setup in setups):
         sample = next(iter(rows.batches(MEDIAN_TOKENS, start=0))) * scale
     return {name: centre_of(setup, mean, sample).to(device) for name, setup in setups}
+
+
+def _off_target(settings: TrainConfig, rows: Sequence[Row], progress: Training) -> None:
+    """Say where steering has not brought L0 to its target."""
+    for row in rows:
+        target = settings.setup[row.setup].target_l0
+        if target is not None and row.l0 is not None and abs(row.l0 / target - 1) > 0.05:
+            progress.say(
+                f"note: {row.setup} (seed {row.seed}): L0 is {row.l0:.1f} on held-out tokens, not {target:g}; "
+                "more steps, or a lower learning rate, bring it closer"
+            )
 
 
 def _baselines(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hsae.learner import Learner, Moment, centre_of, geometric_median
+from hsae.progress import Training
 from hsae.run import Run
 from hsae.setup import resolve
 from hsae.store import Store
@@ -161,3 +162,18 @@ def test_a_setup_is_scored_as_it_will_be_used(planted: Planted):
     assert row.l0 == pytest.approx(code.count_nonzero().item() / 128)
     pooled = 1 - (sae.decode(code) - x).square().sum() / (x - x.mean(0)).square().sum()
     assert row.evr_pooled == pytest.approx(pooled.item(), abs=1e-5)
+
+
+def test_a_missed_target_is_said(planted: Planted):
+    planted()
+    said: list[str] = []
+
+    class Listening(Training):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    train(settings(setups=["bp"], setup={"bp": {"target_l0": 40.0}}), Listening())
+    assert any("bp (seed 0): L0 is" in line and "not 40" in line for line in said)
+    said.clear()
+    train(settings(setups=["bp"]), Listening())
+    assert not any("L0 is" in line for line in said)

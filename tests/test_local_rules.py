@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from bare import bare
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -39,11 +40,11 @@ OPTIONS: list[Rule] = [
 
 def encoder(x: Tensor, weights: Weights) -> Synapse:
     u = x @ weights.W.T + (0 if weights.b is None else weights.b)
-    return Synapse(x, u, torch.relu(u), weights, gradient=lambda: pytest.fail("a local rule asked for a gradient"))
+    return bare(x, u, weights)
 
 
 def decoder(x: Tensor, W: Tensor, u: Tensor) -> Synapse:
-    return Synapse(x, u, torch.relu(u), Weights(W), gradient=lambda: pytest.fail("a local rule asked for a gradient"))
+    return bare(x, u, Weights(W))
 
 
 def change(rule: Rule, synapse: Synapse, state: State | None = None) -> Tensor:

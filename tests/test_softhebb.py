@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from bare import bare
 from torch import Tensor
 
 from hsae.rules import Synapse, Weights
@@ -14,7 +15,7 @@ from hsae.rules.softhebb import SoftHebb, competition
 
 def synapse(x: Tensor, weights: Weights) -> Synapse:
     u = x @ weights.W.T + (0 if weights.b is None else weights.b)
-    return Synapse(x, u, torch.relu(u), weights, gradient=lambda: pytest.fail("a local rule asked for a gradient"))
+    return bare(x, u, weights)
 
 
 def change(rule: SoftHebb, x: Tensor, weights: Weights) -> Weights:
@@ -130,3 +131,30 @@ def test_winners_find_the_means_of_clusters_with_unit_rows():
     cosine = torch.nn.functional.normalize(weights.W, dim=1) @ centres.T
     assert cosine.diagonal().min() > 0.99
     assert (weights.W.norm(dim=1) - 1).abs().max() < 0.05
+
+
+def test_the_three_arithmetics_of_the_bias():
+    s, b, tokens = torch.tensor([3.0, -1.0]), torch.tensor([-0.02, -0.01]), 4.0
+    found = {}
+    for name, prior in (("log", (50 * b).exp()), ("official", (50 * b).exp()), ("paper_literal", (b / 50).exp())):
+        rule = SoftHebb(bias_arithmetic=name, adaptive=False, lr=1.0, bias_lr=50.0)  # pyright: ignore[reportArgumentType]
+        sums = {"sx": torch.zeros(2, 2), "s": s, "tokens": torch.tensor(tokens)}
+        moved, _ = rule.displacement(sums, Weights(torch.zeros(2, 2), b), {})
+        by_hand = (s - tokens * prior) / prior
+        expected = by_hand / by_hand.abs().max()
+        if name == "log":
+            expected = torch.minimum(expected, -b)  # a log prior never rises above 0
+            expected = torch.maximum(expected, -60 / 50 - b)
+        torch.testing.assert_close(moved.b, expected)
+        found[name] = expected
+    assert not torch.allclose(found["official"], found["paper_literal"], atol=1e-2)
+
+
+def test_the_official_arithmetic_underflows_to_nan_and_the_logarithmic_one_does_not():
+    b = torch.tensor([-2.2, 0.0])
+    sums = {"sx": torch.zeros(2, 2), "s": torch.tensor([1.0, -1.0]), "tokens": torch.tensor(2.0)}
+    for name, finite in (("official", False), ("log", True)):
+        rule = SoftHebb(bias_arithmetic=name)  # pyright: ignore[reportArgumentType]
+        moved, _ = rule.displacement(sums, Weights(torch.zeros(2, 2), b), {})
+        assert moved.b is not None
+        assert bool(torch.isfinite(moved.b).all()) == finite

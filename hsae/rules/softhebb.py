@@ -56,8 +56,9 @@ class SoftHebb(Rule):
     """ln(1/latents)/temperature; or temperature/ln(temperature/latents), as the paper's appendix prints it"""
     bias_lr: float = 0.1
     """the bias' rate is lr·bias_lr/temperature; the official code's is 1"""
-    bias_arithmetic: Literal["log", "official"] = "log"
-    """by logarithms; or as in the official code, where e^(temperature·b) can underflow and all turn into NaN"""
+    bias_arithmetic: Literal["log", "official", "paper_literal"] = "log"
+    """by logarithms; as in the official code, where e^(temperature·b) can underflow and all turn into NaN; or with
+    e^(b/temperature), as the paper's equation 3 prints it"""
     prior_signed: bool = True
     """the bias learns from s, as published: most fall for ever; false: from y, so that e^(temperature·b) is its mean"""
 
@@ -101,8 +102,8 @@ class SoftHebb(Rule):
         self, s: Float[Tensor, "latent"], b: Float[Tensor, "latent"], tokens: Float[Tensor, ""]
     ) -> Float[Tensor, "latent"]:
         """(s/e^(temperature·b) - tokens) over its largest size; by logarithms: the exponential can underflow."""
-        if self.bias_arithmetic == "official":
-            prior = (self.temperature * b).exp()
+        if self.bias_arithmetic != "log":
+            prior = (self.temperature * b if self.bias_arithmetic == "official" else b / self.temperature).exp()
             change = (s - tokens * prior) / prior
             return change / (change.abs().max() + 1e-30)
         log_ratio = s.abs().log() - self.temperature * b
