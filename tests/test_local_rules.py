@@ -28,7 +28,9 @@ from hsae.rules.wta import WTA
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 LINEAR = [Hebb, Oja, Sanger, Subspace, TiedLinear, BCM]
-DEFAULTS = [registry.find("hsae.rules", n, Rule)() for n in registry.names("hsae.rules") if n != "backprop"]
+# Those that need more than a synapse on its own (tests/test_residual_hebb.py, tests/test_matrix.py have them).
+TAUGHT = ("backprop", "delta", "residual")
+DEFAULTS = [registry.find("hsae.rules", n, Rule)() for n in registry.names("hsae.rules") if n not in TAUGHT]
 OPTIONS: list[Rule] = [
     *(kind(post=post) for kind in LINEAR for post in ("drive", "code")),
     *(KrotovHopfield(form=form, p=p, k=3) for form in ("fast", "exact") for p in (2.0, 3.0)),
