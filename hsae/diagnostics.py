@@ -78,16 +78,14 @@ class Diagnosis:
         self._add("l2", code.T @ x)
         self._add("fired", active.abs().sum(0))
         self._add("won", torch.bincount(forward.u.argmax(1), minlength=latents).to(x.dtype))
-        signal = self._rule.signal(forward.synapse("encoder", state))
+        synapse = forward.synapse("encoder", state)
+        signal = self._rule.signal(synapse)
         if signal is not None:
             positive = signal.clamp(min=0)
             negative = signal - positive
             self._add("mass", torch.stack([positive.sum(), -negative.sum()]))
-            for name, part in (("hebbian", positive), ("anti", negative)):
-                moved = part.T @ x
-                if self._rule.decays:
-                    moved -= (part * forward.u).sum(0)[:, None] * forward.encoder.W
-                self._add(name, moved)
+            self._add("hebbian", self._rule.direction(positive, synapse))
+            self._add("anti", self._rule.direction(negative, synapse))
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -123,20 +121,21 @@ class Diagnosis:
 
 def cosine(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
     """The cosine between two tensors as vectors, in float64; 0 where one of them is 0."""
-    a, b = a.double().flatten(), b.double().flatten()
+    a, b = a.cpu().double().flatten(), b.cpu().double().flatten()
     lengths = (a.norm() * b.norm()).item()
     return (a @ b).item() / lengths if lengths else 0.0
 
 
 def entropy(counts: Float[Tensor, "latent"]) -> float:
     """Entropy of a distribution given by counts, in units of that of the uniform one; 0 for a single latent."""
-    share = counts.double() / counts.double().sum().clamp(min=1)
+    share = counts.cpu().double()
+    share = share / share.sum().clamp(min=1)
     return torch.special.entr(share).sum().item() / math.log(len(counts)) if len(counts) > 1 else 0.0
 
 
 def gini(counts: Float[Tensor, "latent"]) -> float:
     """Gini coefficient of counts: half their mean absolute difference, relative to their mean; 0 where all are 0."""
-    ordered = counts.double().sort().values
+    ordered = counts.cpu().double().sort().values
     total, n = ordered.sum().item(), len(ordered)
-    ranks = torch.arange(1, n + 1, dtype=torch.float64, device=counts.device)
+    ranks = torch.arange(1, n + 1, dtype=torch.float64)
     return (2 * (ranks @ ordered).item() / total - (n + 1)) / n if total else 0.0

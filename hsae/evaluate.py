@@ -293,5 +293,8 @@ def _evaluation(
 
 def _recovered(ablated: Loss, spliced: Loss, clean: Loss) -> float | None:
     cost = ablated.cross_entropy - clean.cross_entropy
-    recovered = (ablated.cross_entropy - spliced.cross_entropy) / cost if cost else math.nan
+    # An ablation that changes nothing leaves nothing to recover.
+    recovered = (
+        (ablated.cross_entropy - spliced.cross_entropy) / cost if abs(cost) > 1e-6 * clean.cross_entropy else math.nan
+    )
     return recovered if math.isfinite(recovered) else None

@@ -82,31 +82,37 @@ class Learner:
         """Make ready for a batch: the step's sparsity, the cut over the whole batch, the dead latents' loss."""
         setup = self.setup
         if setup.init_gain and moment.step == 1:
+            self._settle(blocks)
             self._fit_gain(blocks)
-        encoder = self.weights["encoder"]
         self._variant = setup.variant.weighted(setup.schedule.sparsity(moment.step) * self.steering.factor)
-        if setup.variant.whole_batch:
-            drives = lambda: (self.forward(block).u for block in blocks)  # noqa: E731
-            extra = setup.variant.settle(drives, sum(map(len, blocks)), encoder.extra)
-            self.weights["encoder"] = replace(encoder, extra=dict(extra))
+        self._settle(blocks)
         self._auxiliary = None
         if setup.revive is not None and moment.dead is not None:
             dead = moment.dead.nonzero().squeeze(1)
             plan = setup.revive.auxiliary(len(dead), len(self.centre))
             self._auxiliary = None if plan is None else Auxiliary(dead, *plan)
 
+    def _settle(self, blocks: Sequence[Float[Tensor, "_ width"]]) -> None:
+        """Set what the variant finds over the whole batch."""
+        variant, encoder = self.setup.variant, self.weights["encoder"]
+        if variant.whole_batch:
+            drives = lambda: (self.forward(block).u for block in blocks)  # noqa: E731
+            extra = variant.settle(drives, sum(map(len, blocks)), encoder.extra)
+            self.weights["encoder"] = replace(encoder, extra=dict(extra))
+
     def _fit_gain(self, blocks: Sequence[Float[Tensor, "_ width"]]) -> None:
         """Scale the encoder so that reconstructions are as long as what they reconstruct."""
-        match = torch.zeros(2, dtype=torch.float64, device=self.centre.device)
+        match = torch.zeros(2, dtype=torch.float64)
         for block in blocks:
             forward = self.forward(block)
             made = forward.x + forward.error
-            match += torch.stack([(made * forward.x).sum(), made.square().sum()])
+            match += torch.stack([(made * forward.x).sum(), made.square().sum()]).cpu()
         gain = (match[0] / match[1]).item() if match[1] > 0 else 1.0
         encoder = self.weights["encoder"]
         if gain > 0:
             b = None if encoder.b is None else encoder.b * gain
-            self.weights["encoder"] = replace(encoder, W=encoder.W * gain, b=b)
+            extra = self.setup.variant.rescaled(encoder.extra, 1 / gain)
+            self.weights["encoder"] = replace(encoder, W=encoder.W * gain, b=b, extra=extra)
 
     def forward(self, x: Float[Tensor, "token width"]) -> Forward:
         """A micro-batch through the SAE as it stands in training."""
@@ -141,8 +147,9 @@ class Learner:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + moment.step)
         done = moment.step / moment.steps
         x = x - self.centre
-        fresh = self.setup.variant.parameters(1)
-        patient = Patient(x, loss, moment.dead, self.weights, fresh, self.state, moment.step, done, generator)
+        fresh = self.setup.variant.parameters(1) | {"b": self.setup.encoder.bias(len(moment.dead))[:1]}
+        state, rules = self.state, self.rules
+        patient = Patient(x, loss, moment.dead, self.weights, fresh, state, rules, moment.step, done, generator)
         if (changed := self.setup.revive.revive(patient)) is not None:
             self.weights = {name: self._constrained(name, weights) for name, weights in changed[0].items()}
             self.state = changed[1]
@@ -191,14 +198,14 @@ def accumulate(total: dict[str, Statistics], more: Mapping[str, Statistics]) -> 
 
 def geometric_median(x: Float[Tensor, "token width"], iterations: int = 64) -> Float[Tensor, "width"]:
     """The point with the least sum of distances to the tokens, by Weiszfeld's algorithm in float64."""
-    points = x.double()
+    points = x.cpu().double()
     at = points.mean(0)
     for _ in range(iterations):
         weights = 1 / (points - at).norm(dim=1).clamp(min=1e-12)
         at, last = (weights[:, None] * points).sum(0) / weights.sum(), at
         if (at - last).norm() <= 1e-9 * last.norm():
             break
-    return at.to(x.dtype)
+    return at.to(x)
 
 
 def centre_of(

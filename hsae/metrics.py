@@ -100,7 +100,7 @@ class Meter:
 
 def score(sae: SAE, rows: Float[Tensor, "token width"], block: int) -> Metrics:
     """A trained SAE's metrics over tokens, `block` at a time. EVR compares with the mean of these tokens."""
-    meter = Meter(rows.double().mean(0).float(), sae.latents)
+    meter = Meter(rows.cpu().double().mean(0).float().to(rows.device), sae.latents)
     for x in rows.split(block):
         u = torch.addmm(sae.b_enc, x * sae.scale, sae.W_enc.T)
         code = sae.variant.activate(u, sae.parameters)

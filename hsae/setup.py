@@ -44,11 +44,11 @@ class Setup:
     decoder_norm: Literal["free", "unit"] = "free"
     """unit: rows of the matrix that decodes are brought to unit norm after every step"""
     decoder_bias: bool = False
-    """a bias of the decoder, learned by its rule"""
+    """a bias of the decoder, learned by backpropagation"""
     centre: Literal["none", "mean", "median"] = "none"
     """taken from activations before the encoder, added after the decoder: the store's mean, or the geometric median"""
     target_l0: float | None = None
-    """steer the sparsity so that this many latents are active a token"""
+    """steer the sparsity until this many latents are active a token, on held-out tokens (it looks at 4,096 of them)"""
     schedule: Schedule = field(default_factory=Schedule)
     """how learning rates and the sparsity penalty change over the training"""
     revive: Revival | None = None
@@ -58,11 +58,13 @@ class Setup:
         require = config.require
         if self.tied:
             require(self.decoder is None, "decoder", 'unset ("") when tied', self.decoder)
-            require(not self.decoder_bias, "decoder_bias", "false when tied: nothing learns it", self.decoder_bias)
+            require(not self.init_gain, "init_gain", "false when tied: the gain would count twice", self.init_gain)
         else:
             require(self.decoder is not None, "decoder", "a rule, unless tied", self.decoder)
         require(self.init_std is None or self.init_std > 0, "init_std", "above 0", self.init_std)
         require(self.target_l0 is None or self.target_l0 > 0, "target_l0", "above 0", self.target_l0)
+        learns = not self.decoder_bias or isinstance(self.decoder, Backprop)
+        require(learns, "decoder_bias", "false unless backprop trains the decoder", self.decoder_bias)
         if self.decoder is not None:
             name = registry.name_of(self.decoder)
             require(not self.decoder.encoder_only, "decoder", "a rule for decoders: residual, backprop, …", name)

@@ -156,7 +156,7 @@ def make_store(config: SyntheticConfig) -> Path:
                 waiting.clear()
                 writer.write(tokens, {HOOK: values}, {HOOK: torch.ones_like(tokens).bool()}, {HOOK: {}}, None)
         shard_sequences = min(per_shard * config.block, config.sequences)
-        tables = {"model": {"name": HOOK, "fingerprint": digest}, "tokenizer": {}, "text": {}, "harvest": table}
+        tables = {"model": {"fingerprint": digest}, "tokenizer": {}, "text": {}, "harvest": table}
         writer.finish(shard_sequences=shard_sequences, context=config.context, **tables)
     return folder
 

@@ -100,6 +100,11 @@ class TrainConfig:
             self.seeds,
         )
         require(min(self.seeds) >= 0, "seeds", "0 or above", self.seeds)
+        if self.data == "store":
+            meant = self.synthetic == SyntheticConfig()
+            require(meant, "synthetic", "set only with data = synthetic (--data synthetic)", self.synthetic)
+        else:
+            require(not self.store, "store", "unset with data = synthetic, which makes its own", self.store)
         for name in ("latents", "batch_tokens", "held_out", "dead_window", "log_every"):
             require(getattr(self, name) >= 1, name, "1 or above", getattr(self, name))
         require(self.micro_batch >= 0, "micro_batch", "0 or above", self.micro_batch)

@@ -75,7 +75,8 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         progress.say(f"{folder}: {count} of {settings.batch_tokens:,} tokens on {device}{begun}")
         _warn(settings, record, scale, steps, progress)
         _fit(loop, store, rows, steps, writer, progress)
-        trained = _tokens(store, hook, 0, whole - held_out, settings.held_out) * scale
+        seen = min(settings.held_out, loop.step * settings.batch_tokens)
+        trained = next(iter(rows.batches(seen, start=0))) * scale
         truth = Truth.of(store)
         table = tuple(_row(loop, i, held, trained, truth) for i in range(len(loop.learners)))
         _off_target(settings, table, progress)
@@ -87,7 +88,7 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
             saes = {key: sae.folded() for key, sae in saes.items()}
         result = Result(
             version=1,
-            store=resolved["store"],
+            store=resolved.get("store", store.name),
             store_fingerprint=store.manifest.fingerprint,
             model=store.manifest.model,
             hook=hook,
@@ -132,7 +133,7 @@ def _row(
     loop: Loop,
     i: int,
     held: Float[Tensor, "token width"],
-    trained: Float[Tensor, "token width"],
+    trained: Float[Tensor, "_ width"],
     truth: Truth | None,
 ) -> Row:
     """A learner's line of the run's table, measured on held-out tokens and on as many trained ones, both scaled."""
@@ -162,10 +163,10 @@ def _row(
 
 def _resolved(settings: TrainConfig, store: Store, hook: str) -> dict[str, Any]:
     named = str(store.folder) if store.folder.parent != cache_root() / "activations" else store.name
+    if settings.data == "synthetic":
+        return {k: v for k, v in config.table(dataclasses.replace(settings, hook=hook)).items() if k != "store"}
     table = config.table(dataclasses.replace(settings, store=named, hook=hook))
-    if settings.data == "store":
-        del table["data"], table["synthetic"]
-    return table
+    return {key: value for key, value in table.items() if key not in ("data", "synthetic")}
 
 
 def _identity(resolved: Mapping[str, Any], store: Store) -> str:
@@ -200,6 +201,10 @@ def _warn(settings: TrainConfig, record: HookRecord, scale: float, steps: int, p
     """Say what makes a poor run: data far from what the defaults are made for (the paper's), or very few steps."""
     if steps < 50:
         progress.say("note: few steps; a smaller --batch-tokens or more --epochs make more of this store")
+    for name, setup in settings.setup.items():
+        longest = max(setup.schedule.warmup, setup.schedule.sparsity_warmup)
+        if longest >= steps:
+            progress.say(f"note: {name} warms up over {longest} steps, and there are {steps}")
     variance = record.variance * scale**2
     if not 1 / 4 < variance / 5.6e-4 < 4 and settings.normalise.mode == "none":
         progress.say(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from hsae.errors import UserError
 from hsae.learner import Learner, Moment, centre_of, geometric_median
 from hsae.progress import Training
 from hsae.run import Run
@@ -177,3 +178,35 @@ def test_a_missed_target_is_said(planted: Planted):
     said.clear()
     train(settings(setups=["bp"]), Listening())
     assert not any("L0 is" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "sae", [{"kind": "batchtopk", "k": 2.0}, {"kind": "jumprelu", "threshold": 1.0}, "gated", "topk"]
+)
+def test_after_the_initial_gain_no_other_gain_is_better(sae: Any):
+    x = rows()
+    one = learner(x.mean(0), init_gain=True, sae=sae)
+    one.begin([x], Moment(1, 9))
+    forward = one.forward(x)
+    made = forward.x + forward.error
+    assert made.abs().max() > 0
+    assert ((made * forward.x).sum() / made.square().sum()).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ({"tied": True, "decoder": "", "init_gain": True}, "init_gain must be false when tied"),
+        ({"decoder": "oja", "decoder_bias": True}, "decoder_bias must be false unless backprop trains the decoder"),
+    ],
+)
+def test_what_would_do_nothing_or_harm_is_refused(table: dict[str, Any], line: str):
+    with pytest.raises(UserError, match=line):
+        resolve(["bp"], {"bp": table}, "test")
+
+
+def test_settings_of_data_that_is_not_used_are_refused():
+    with pytest.raises(UserError, match="synthetic must be set only with data = synthetic"):
+        settings(synthetic={"features": 32, "active": 2.0})
+    with pytest.raises(UserError, match="store must be unset with data = synthetic"):
+        settings(data="synthetic", store="x")

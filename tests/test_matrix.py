@@ -154,7 +154,7 @@ def test_a_revival_through_the_loss_is_refused_unless_backprop_trains_both_sides
     [
         ({"encoder": "backprop"}, "decoder must be a rule, unless tied"),
         ({"tied": True, "decoder": "backprop"}, "decoder must be unset"),
-        ({"tied": True, "decoder_bias": True}, "decoder_bias must be false when tied"),
+        ({"tied": True, "decoder_bias": True}, "decoder_bias must be false unless backprop trains the decoder"),
         ({"tied": True, "target_l0": 0.0}, "target_l0 must be above 0"),
         ({"tied": True, "schedule": {"final": 2.0}}, "schedule.final must be in [0, 1]"),
         ({"tied": True, "revive": {"kind": "resample", "every": 0}}, "revive.every must be 1 or above"),

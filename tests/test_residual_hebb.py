@@ -163,3 +163,21 @@ def test_it_trains_other_variants_too(sae: dict[str, Any]):
     learner, explained = learn("residual-hebb", planted(), 60, sae=sae)
     assert explained > 0.5
     assert all(bool(torch.isfinite(value).all()) for value in learner.tensors().values())
+
+
+def test_a_winner_keeps_its_signal_where_no_silent_latent_is_driven():
+    rule = Delta(runner_up=0.5)
+    F = torch.tensor([[0.0, 2.0], [0.0, -1.0], [0.0, -1.0]])
+    signal = rule.signal(forward().synapse("encoder", state(rule, feedback=F)))
+    assert torch.equal(signal, torch.tensor([[2.0, 0.0, 0.0]]))
+
+
+def test_a_latent_that_starts_anew_is_taken_for_an_average_one():
+    rule, dead = Delta(), torch.tensor([True, False, False])
+    before = state(rule, size=torch.tensor([9.0, 1.0, 3.0]), rate=torch.tensor([0.0, 0.2, 0.4]), px=torch.ones(3, 2))
+    after = rule.forget(before, dead, "encoder")
+    torch.testing.assert_close(after["size"], torch.tensor([2.0, 1.0, 3.0]))
+    torch.testing.assert_close(after["rate"], torch.tensor([0.3, 0.2, 0.4]))
+    assert torch.equal(after["px"], torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]))
+    assert torch.equal(after["P"], before["P"])
+    assert torch.equal(after["xx"], before["xx"])

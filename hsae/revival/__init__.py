@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hsae.config import Registered, require
-from hsae.rules import State, Weights
+from hsae.rules import Rule, State, Weights
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Patient:
         loss: each token's squared reconstruction error before the step, [token].
         dead: which latents are dead, [latent].
         weights: of each synapse, after the step.
-        fresh: the variant's own parameters as training starts with them, for one latent.
+        fresh: the encoder's bias `b` and the variant's own parameters as training starts with them, for one latent.
         state: of each synapse's rule, after the step.
+        rules: of each synapse.
         step: the number of steps taken.
         done: the share of the training's steps taken.
         generator: seeded by the learner's seed and the step.
@@ -37,6 +38,7 @@ class Patient:
     weights: Mapping[str, Weights]
     fresh: Mapping[str, Tensor]
     state: Mapping[str, State]
+    rules: Mapping[str, Rule]
     step: int
     done: float
     generator: torch.Generator

@@ -1,8 +1,8 @@
 """Resampling (Bricken et al., "Towards Monosemanticity", 2023): a dead latent starts anew at a badly explained token.
 
 Every `every` steps a token is drawn for each dead latent, with probability proportional to its loss squared. The
-latent's encoder row becomes that token's direction, `gain` times as long as live rows are on average, its bias 0; its
-decoder row the same direction, as long as live ones. What its rule remembered of it is forgotten.
+latent's encoder row becomes that token's direction, `gain` times as long as live rows are on average, with the bias
+that training starts from; its decoder row the same direction, as long as live ones. Its rule forgets what it knew.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from hsae.config import require
@@ -47,7 +47,7 @@ def replace_rows(
 ) -> tuple[dict[str, Weights], dict[str, State]]:
     """Every dead latent begins anew along one of the tokens' `directions`, drawn by the tokens' loss squared."""
     dead = patient.dead
-    chance = patient.loss.double().square().cpu()
+    chance = patient.loss.cpu().double().square()
     chance = chance if 0 < float(chance.sum()) < math.inf else torch.ones_like(chance)
     drawn = torch.multinomial(chance, int(dead.sum()), replacement=True, generator=patient.generator)
     rows = torch.nn.functional.normalize(directions[drawn.to(directions.device)], dim=1)
@@ -58,23 +58,12 @@ def replace_rows(
         # A tied matrix serves as encoder and decoder: it takes the decoder's length.
         W[dead] = rows * length * (gain if name == "encoder" and "decoder" in patient.weights else 1.0)
         if name == "encoder" and b is not None:
-            b = b.masked_fill(dead, 0.0)
+            b = torch.where(dead, patient.fresh["b"].to(b), b)
         # What silenced a latent may have been its threshold: it starts anew too.
         extra = {
             key: torch.where(dead, patient.fresh[key].to(value), value) if value.ndim else value
             for key, value in old.extra.items()
         }
         weights[name] = replace(old, W=W, b=b, extra=extra)
-        # A decoder's bias belongs to no latent, even where there are as many as the activations are wide.
-        state[name] = {
-            key: value if name == "decoder" and key.startswith("b.") else _forgotten(value, dead)
-            for key, value in patient.state[name].items()
-        }
+        state[name] = patient.rules[name].forget(patient.state[name], dead, name)
     return weights, state
-
-
-def _forgotten(value: Tensor, dead: Bool[Tensor, "latent"]) -> Tensor:
-    """A rule's memory with the dead latents' rows at 0; what has no row for each latent stays."""
-    if value.ndim == 0 or len(value) != len(dead):
-        return value
-    return value.masked_fill(dead.reshape(-1, *[1] * (value.ndim - 1)), 0)

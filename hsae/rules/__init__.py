@@ -9,12 +9,12 @@ Backpropagation is a rule too: its statistics are the gradients. A rule never ch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from hsae.config import Registered
@@ -100,8 +100,6 @@ class Rule(Registered, ABC):
 
     package: ClassVar[str] = "hsae.rules"
     selector: ClassVar[str] = "rule"
-    decays: ClassVar[bool] = False
-    """its update is signal · (x - u w): Oja's decay goes with the signal"""
     encoder_only: ClassVar[bool] = False
     """makes no sense as a decoder's rule"""
 
@@ -112,6 +110,20 @@ class Rule(Registered, ABC):
     def start(self, weights: Weights) -> State:
         """The state that the rule carries from step to step (optimiser moments, thresholds); nothing, for most."""
         return {}
+
+    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str) -> State:
+        """The state with nothing remembered of the latents that start anew.
+
+        Args:
+            state: the rule's.
+            dead: which latents they are.
+            side: `encoder` or `decoder`.
+        """
+        return state
+
+    def direction(self, signal: Float[Tensor, "token latent"], synapse: Synapse) -> Float[Tensor, "latent width"]:
+        """The change of W that a post-synaptic signal stands for, before any rate: for diagnostics."""
+        return signal.T @ synapse.x
 
     def signal(self, synapse: Synapse) -> Float[Tensor, "token latent"] | None:
         """The post-synaptic signal that activations are multiplied by, where the rule has one: for diagnostics."""
@@ -132,3 +144,9 @@ class Rule(Registered, ABC):
         One by one, unless the class couples them (backpropagation clips the norm of all gradients together).
         """
         return {name: p.rule.displacement(p.statistics, p.weights, p.state) for name, p in parts.items()}
+
+
+def cleared(state: State, names: Iterable[str], dead: Bool[Tensor, "latent"]) -> State:
+    """A state in which the tensors of these names, with a row a latent, are 0 for the latents that start anew."""
+    rows = {name: dead.reshape(-1, *[1] * (state[name].ndim - 1)) for name in names if name in state}
+    return state | {name: state[name].masked_fill(row, 0) for name, row in rows.items()}

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hsae.config import require
-from hsae.rules import Part, Rule, State, Statistics, Synapse, Weights
+from hsae.rules import Part, Rule, State, Statistics, Synapse, Weights, cleared
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Backprop(Rule):
         for name, value in weights.items().items():
             state |= {f"{name}.mean": torch.zeros_like(value), f"{name}.square": torch.zeros_like(value)}
         return state
+
+    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str) -> State:
+        # A decoder's bias belongs to no latent; nor does a number that the variant has one of.
+        names = [key for key in state if state[key].ndim and not (side == "decoder" and key.startswith("b."))]
+        return cleared(state, names, dead)
 
     def statistics(self, synapse: Synapse) -> Statistics:
         return synapse.gradient().items() | {"tokens": torch.tensor(float(len(synapse.x)), device=synapse.x.device)}

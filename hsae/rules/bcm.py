@@ -12,9 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from hsae.config import require
-from hsae.rules import Rule, State, Statistics, Synapse, Weights
+from hsae.rules import Rule, State, Statistics, Synapse, Weights, cleared
 from hsae.rules._post import Post, count, over_tokens, post
 
 
@@ -35,6 +37,9 @@ class BCM(Rule):
 
     def start(self, weights: Weights) -> State:
         return {"theta": torch.zeros_like(weights.W[:, 0])}
+
+    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str) -> State:
+        return cleared(state, ["theta"], dead)
 
     def statistics(self, synapse: Synapse) -> Statistics:
         y, x = post(synapse, self.post), synapse.x

@@ -10,10 +10,14 @@ synapses F, one row a latent, bring r back. For the latents that won (code y abo
     excitability  Δb = homeostasis · clip(1 - rate_k / mean rate, -1, 1), rate_k how often latent k fires
     feedback      ΔF ∝ z (x̂ - z F)       while there is no input and latent k fires alone, by itself (z = 1)
 
-The last is a weight mirror (Akrout et al., NeurIPS 2019, arXiv 1904.05391): spontaneous firing sends latent k's decoder
-row to the residual units, and its feedback synapses learn what arrives, pre-synaptic x̂ by post-synaptic z. No synapse
-reads another. F begins at 0. C is the inputs' running covariance; each latent's rate is divided by the running size of
-its own plasticity. Nothing depends on the scale of the activations.
+C is the running covariance of the inputs, where the setup takes their mean away. The last line is a weight mirror
+(Akrout et al., NeurIPS 2019, arXiv 1904.05391): spontaneous firing sends latent k's decoder row to the residual units,
+and its feedback synapses learn what arrives, pre-synaptic x̂ by post-synaptic z. No synapse reads another. F begins at
+0. Each latent's rate is divided by the running size of its own plasticity. Nothing depends on the activations' scale.
+
+What is not local to a synapse: P is a matrix of the inputs among themselves, here inverted outright, where a network
+would decorrelate by lateral inhibition; the homeostasis compares with the latents' mean rate; and the mirror is
+computed as if every latent fired once, alone and without noise, so that F follows the decoder with a lag.
 
 Where it stands to backpropagation: once F mirrors the decoder, p xᵀ over the winners has the direction of the error's
 gradient, as in every delta rule of one layer with exact feedback. What differs from gradient descent is that the
@@ -27,11 +31,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hsae.config import require
-from hsae.rules import Rule, State, Statistics, Synapse, Weights
+from hsae.rules import Rule, State, Statistics, Synapse, Weights, cleared
 from hsae.rules._post import count, over_tokens
 
 # Steps between inversions of the covariance, which changes slowly.
@@ -81,6 +85,13 @@ class Delta(Rule):
             state["feedback"] = torch.zeros_like(W)
         return {key: value.clone() for key, value in state.items()}
 
+    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str) -> State:
+        # As fast and as busy as live latents are on average, until they have a history of their own.
+        live = ~dead
+        means = {k: state[k][live].mean() if bool(live.any()) else state[k].mean() for k in ("size", "rate")}
+        new = {key: torch.where(dead, mean, state[key]) for key, mean in means.items()}
+        return cleared(state, ["px", "p", "feedback"], dead) | new
+
     def signal(self, synapse: Synapse) -> Float[Tensor, "token latent"]:
         if self.feedback == "mirror":
             back = synapse.state["feedback"]
@@ -89,8 +100,8 @@ class Delta(Rule):
         drive = synapse.residual() @ back.T
         won = torch.ops.aten.threshold_backward(drive, synapse.y, 0)
         if self.runner_up:
-            value, second = drive.masked_fill_(synapse.y > 0, 0).max(1, keepdim=True)
-            won.scatter_(1, second, value * self.runner_up)
+            value, second = drive.masked_fill_(synapse.y > 0, -torch.inf).max(1, keepdim=True)
+            won.scatter_add_(1, second, value.clamp_(min=0) * self.runner_up)
         return won
 
     def statistics(self, synapse: Synapse) -> Statistics:

@@ -2,11 +2,12 @@
 
     ΔW_k ∝ Σ_tokens y_k (r - w_k (w_k · r)),   r = x - x̂
 
-Hebb's rule between the latents' code y and residual units that hold r. The part along the row is left out (Oja), so
-that rows keep their norm. Each latent's rate is divided by its own activity Σ y_k², and so does not depend on how often
-it fires; all are divided by √L0, as the latents that fire together all move towards the same residual. With unit rows
-this is online dictionary learning by Hebbian synapses: Olshausen and Field, Vision Research 37 (1997), equation 17;
-Rao and Ballard, Nat. Neurosci. 2 (1999).
+Hebb's rule between the latents' code y and residual units that hold r. The part along the row is left out (Oja); a
+step across a row still lengthens it a little, so decoder_norm = "unit" belongs to it. Each latent's rate is divided
+by its own activity Σ y_k² plus the latents' mean of that, so that rare ones are neither left behind nor thrown about;
+and by √L0, as the latents that fire together all move towards the same residual. With unit rows this is online
+dictionary learning by Hebbian synapses: Olshausen and Field, Vision Research 37 (1997), equation 17; Rao and Ballard,
+Nat. Neurosci. 2 (1999).
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hsae.config import require
-from hsae.rules import Rule, State, Statistics, Synapse, Weights
+from hsae.rules import Rule, State, Statistics, Synapse, Weights, cleared
 from hsae.rules._post import count, over_tokens
 
 
@@ -38,8 +39,8 @@ class Residual(Rule):
     def start(self, weights: Weights) -> State:
         return {"yr": torch.zeros_like(weights.W), "yy": torch.zeros_like(weights.W[:, 0])}
 
-    def signal(self, synapse: Synapse) -> Float[Tensor, "token latent"]:
-        return synapse.y
+    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str) -> State:
+        return cleared(state, ["yr", "yy"], dead)
 
     def statistics(self, synapse: Synapse) -> Statistics:
         fired = synapse.y.count_nonzero().to(synapse.y.dtype)

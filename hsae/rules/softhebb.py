@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -33,8 +33,6 @@ LOG_PRIOR_RANGE = (-60.0, 0.0)
 @dataclass(frozen=True)
 class SoftHebb(Rule):
     """Soft winner-take-all: the winner moves towards the input, the losers away, each by its share of a softmax."""
-
-    decays: ClassVar[bool] = True
 
     lr: float = 1e-2
     """the largest change of a weight in one step, before the adaptive rate"""
@@ -78,6 +76,9 @@ class SoftHebb(Rule):
 
     def signal(self, synapse: Synapse) -> Float[Tensor, "token latent"]:
         return competition(competing(synapse, self.p), self.temperature, self.signed)
+
+    def direction(self, signal: Float[Tensor, "token latent"], synapse: Synapse) -> Float[Tensor, "latent width"]:
+        return decayed(signal.T @ synapse.x, over_tokens(signal), synapse.weights, self.p)
 
     def statistics(self, synapse: Synapse) -> Statistics:
         s = self.signal(synapse)

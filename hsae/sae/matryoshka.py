@@ -1,5 +1,7 @@
 """Matryoshka (Bussmann et al., arXiv 2503.17547): first latents alone must reconstruct too. The code is BatchTopK's.
 
+For backpropagation, that is: other rules learn from the whole reconstruction, and for them this is BatchTopK.
+
 The loss is the mean, over nested prefixes of the dictionary, of the reconstruction error of that prefix. General
 features gather in the first latents, special ones in the last.
 """
