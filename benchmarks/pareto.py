@@ -70,7 +70,7 @@ def leads(l0: int) -> dict[str, dict[str, Any]]:
     """The local rule with one of its parts taken away or exchanged, and other rules in its place."""
     sae = {"kind": "topk", "k": l0}
     rest = {"decoder": "residual", "sae": sae, "init_gain": True, **COMMON}
-    tied = {key: value for key, value in rest.items() if key not in ("decoder", "decoder_init")} | {"tied": True}
+    tied = {key: rest[key] for key in ("sae", "centre", "decoder_norm", "schedule")} | {"tied": True}
 
     def changed(**changes: Any) -> dict[str, Any]:
         return {"encoder": {"rule": "delta", **changes}, **rest}

@@ -241,7 +241,7 @@ def tied_by_scale(evr: Mapping[float, float], kaiming: float | None) -> str:
     if evr[best] - evr[worst] < 0.1:
         said += ": it does not depend on the scale, so something else made it fail in the paper."
     elif worst > best:
-        said += ": it fails as the scale grows, so the scale is the cause."
+        said += ": beyond that it falls as the scale grows, so at this length of training the scale decides."
     else:
         said += ": it fails when the scale is too small, which is not what the paper describes."
     if kaiming is not None:

@@ -63,7 +63,7 @@ class Delta(Rule):
     ridge: float = 0.1
     """λ, in units of the inputs' mean variance"""
     feedback: Literal["mirror", "encoder", "decoder"] = "mirror"
-    """what brings the residual back: synapses that mirror the decoder, the encoder's, or the decoder's themselves"""
+    """what brings the residual back: synapses that mirror the decoder, the encoder's at unit norm, or the decoder's"""
     mirror_lr: float = 0.5
     """learning rate of the mirroring synapses"""
 
@@ -96,7 +96,9 @@ class Delta(Rule):
         if self.feedback == "mirror":
             back = synapse.state["feedback"]
         else:
-            back = synapse.weights.W if self.feedback == "encoder" else synapse.dictionary
+            back = synapse.dictionary
+            if self.feedback == "encoder":
+                back = torch.nn.functional.normalize(synapse.weights.W, dim=1)
         drive = synapse.residual() @ back.T
         won = torch.ops.aten.threshold_backward(drive, synapse.y, 0)
         if self.runner_up:
