@@ -25,7 +25,7 @@ from hsae.run import Result
 
 PARTS = ("topk", "local", "relu", "auxk", "leads")
 L0S = (32, 8, 4, 16)
-L1S = (3.0, 4.0, 5.0, 6.0)
+L1S = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 LR = {4: 4e-3, 8: 8e-3, 16: 8e-3, 32: 3.2e-2}
 LR_AUXK = {4: 1.6e-2, 8: 1.6e-2, 16: 1.6e-2, 32: 3.2e-2}
 COMMON: dict[str, Any] = {

@@ -25,6 +25,7 @@ from hsae.run import RESULT, Run
 from hsae.store import Store
 
 L0S = (4, 8, 16, 32)
+COMPARED = ("topk", "local", "relu", "auxk")
 TITLES = {
     "relu": "ReLU-L1, backpropagation",
     "topk": "TopK, backpropagation",
@@ -49,7 +50,8 @@ class Point:
 def points(store: str, steps: int, rows: torch.Tensor) -> Iterator[Point]:
     """Every SAE of the finished runs."""
     for folder in sorted((cache_root() / "runs").glob(f"pareto-{store}-{steps}-*")):
-        if not (folder / RESULT).exists():
+        part = folder.name.removeprefix(f"pareto-{store}-{steps}-").split("-")[0]
+        if part not in COMPARED or not (folder / RESULT).exists():
             continue
         run = Run(folder)
         wanted = int(folder.name.rsplit("-", 1)[1]) if "-l0-" in folder.name else None
@@ -125,28 +127,31 @@ def figure(found: list[Point], baselines: dict[str, float], path: Path) -> None:
         "topk-auxk": ("#56b4e9", "^", ":"),
         "residual-hebb": ("#d55e00", "D", "-"),
     }
-    figure, axes = plt.subplots(figsize=(7, 4.2))
+    figure, (wide, near) = plt.subplots(1, 2, figsize=(9.5, 4.2), width_ratios=(3, 2))
     for setup, (colour, marker, line) in looks.items():
         here = [p for p in found if p.setup == setup or (setup == "relu" and p.setup.startswith("relu-"))]
-        axes.scatter([p.l0 for p in here], [p.evr for p in here], s=14, color=colour, marker=marker, alpha=0.6)
         groups: dict[str, list[Point]] = {}
         for p in here:
             groups.setdefault(f"{p.setup} {p.wanted}", []).append(p)
         means = sorted((sum(p.l0 for p in g) / len(g), sum(p.evr for p in g) / len(g)) for g in groups.values())
-        axes.plot([m[0] for m in means], [m[1] for m in means], line, color=colour, label=TITLES[setup])
+        for axes in (wide, near):
+            axes.scatter([p.l0 for p in here], [p.evr for p in here], s=14, color=colour, marker=marker, alpha=0.6)
+            axes.plot([m[0] for m in means], [m[1] for m in means], line, color=colour, label=TITLES[setup])
     ranks = sorted((int(n.split("-")[1]), evr) for n, evr in baselines.items() if n.startswith("pca-"))
-    axes.plot([r for r, _ in ranks], [e for _, e in ranks], "-.", color="#009e73", label="PCA (components)")
+    wide.plot(*zip(*ranks, strict=True), "-.", color="#009e73", label="PCA (components; held-out tokens)")
     for name, evr in baselines.items():
         if name.startswith("k-means"):
-            axes.axhline(evr, color="#cc79a7", linewidth=1, label=f"{name} (L0 1)")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([*L0S, 64], [str(l0) for l0 in (*L0S, 64)])
-    axes.set_xlim(3.5, 70)
-    axes.set_ylim(0.2, 1.0)
-    axes.set_xlabel("L0")
-    axes.set_ylabel("pooled EVR, test tokens")
-    axes.grid(color="#dddddd", linewidth=0.5)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+            wide.axhline(evr, color="#cc79a7", linewidth=1, label=f"{name} (L0 1; held-out tokens)")
+    wide.set_ylim(0.1, 1.0)
+    near.set_ylim(0.89, 0.975)
+    for axes in (wide, near):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(L0S, [str(l0) for l0 in L0S])
+        axes.set_xlim(3.5, 40)
+        axes.set_xlabel("L0")
+        axes.grid(color="#dddddd", linewidth=0.5)
+    wide.set_ylabel("pooled EVR, test tokens")
+    wide.legend(frameon=False, fontsize=7.5, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
@@ -166,6 +171,8 @@ def main() -> None:
     lines = table(found)
     baselines = {}
     for path in (cache_root() / "runs").glob(f"pareto-{args.store}-{args.steps}-*/{RESULT}"):
+        if path.parent.name.removeprefix(f"pareto-{args.store}-{args.steps}-").split("-")[0] not in COMPARED:
+            continue
         baselines |= {b.name: b.evr_pooled for b in Run(path.parent).result.baselines if b.evr_pooled is not None}
     args.out.mkdir(parents=True, exist_ok=True)
     text = markdown(lines)
