@@ -18,7 +18,8 @@ from torch import Tensor
 from hsae import config
 from hsae.config import require
 from hsae.errors import UserError
-from hsae.lm import LM, load_lm
+from hsae.lm import LM
+from hsae.loading import load_lm
 from hsae.run import CONFIG, Row, Run
 from hsae.sae import SAE
 from hsae.splice import Loss, Losses, measure

@@ -13,7 +13,7 @@ import torch
 
 from hsae.cli import run
 from hsae.harvesting.text import BUNDLED as STORIES
-from hsae.lm import BUNDLED, load_lm
+from hsae.loading import BUNDLED, load_lm
 from hsae.run import Run
 from hsae.store import Store
 

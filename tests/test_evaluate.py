@@ -24,7 +24,8 @@ from hsae.evaluate import EvaluateConfig, Evaluation, evaluate
 from hsae.harvesting import HarvestConfig, harvest
 from hsae.harvesting.text import BUNDLED as STORIES
 from hsae.inspect.losses import show
-from hsae.lm import LM, load_lm
+from hsae.lm import LM
+from hsae.loading import load_lm
 from hsae.run import Result, Row, Run, RunWriter
 from hsae.sae import SAE
 from hsae.sae.relu import ReLU

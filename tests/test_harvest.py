@@ -24,7 +24,7 @@ from hsae.errors import UserError
 from hsae.files import sha256
 from hsae.harvesting import HarvestConfig, harvest
 from hsae.harvesting.exclude import keep_mask
-from hsae.lm import load_lm
+from hsae.loading import load_lm
 from hsae.store import Store
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -8,7 +8,8 @@ from tiny_lm import make_model, save_model
 
 from hsae.device import choose_device
 from hsae.errors import UserError
-from hsae.lm import LM, files_fingerprint, load_lm
+from hsae.lm import LM
+from hsae.loading import files_fingerprint, load_lm
 
 HOOKS = (
     "blocks.0.hook_resid_pre",

@@ -13,7 +13,7 @@ from hsae.harvesting.config import HarvestConfig
 from hsae.harvesting.job import Job, facts
 from hsae.harvesting.sources import open_source
 from hsae.harvesting.text import Source
-from hsae.lm import files_fingerprint, load_lm
+from hsae.loading import files_fingerprint, load_lm
 from hsae.progress import say
 from hsae.store import Manifest
 from hsae.store.manifest import NAME

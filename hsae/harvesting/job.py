@@ -26,7 +26,8 @@ from hsae.harvesting.config import HarvestConfig
 from hsae.harvesting.exclude import keep_mask
 from hsae.harvesting.packing import Cursor, Packing, Row, Rows
 from hsae.harvesting.text import Source
-from hsae.lm import LM, files_fingerprint
+from hsae.lm import LM
+from hsae.loading import files_fingerprint
 from hsae.progress import Bar, say
 from hsae.store import Manifest, StoreWriter
 from hsae.store.manifest import BYTES, DTYPES
