@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -294,8 +293,6 @@ def _evaluation(
 
 def _recovered(ablated: Loss, spliced: Loss, clean: Loss) -> float | None:
     cost = ablated.cross_entropy - clean.cross_entropy
-    # An ablation that changes nothing leaves nothing to recover.
-    recovered = (
-        (ablated.cross_entropy - spliced.cross_entropy) / cost if abs(cost) > 1e-6 * clean.cross_entropy else math.nan
-    )
-    return recovered if math.isfinite(recovered) else None
+    if not abs(cost) > 1e-6 * clean.cross_entropy:  # an ablation that changes nothing leaves nothing to recover
+        return None
+    return (ablated.cross_entropy - spliced.cross_entropy) / cost

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hsae.rules import State, Synapse, Weights
+from hsae.rules._post import over_tokens
 from hsae.sae import Variant
 
 
@@ -135,17 +136,17 @@ class Forward:
         W = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if self._revived is not None and self.auxiliary is not None:
             W.index_add_(0, self.auxiliary.dead, self._revived.code.T @ self._revived.signal(self.width))
-        return Weights(W, None if self.b_dec is None else _sum(self._through_decoder[0]))
+        return Weights(W, None if self.b_dec is None else over_tokens(self._through_decoder[0]))
 
     def _encoder_gradient(self) -> Weights:
         through, extra = self._through_code
-        W, b = through.T @ self.x, _sum(through)
+        W, b = through.T @ self.x, over_tokens(through)
         if self._revived is not None and self.auxiliary is not None:
             dead = self.auxiliary.dead
             back = self._revived.signal(self.width) @ self.decoder.W[dead].T
             back = torch.ops.aten.threshold_backward(back, self._revived.code, 0)
             W.index_add_(0, dead, back.T @ self.x)
-            b.index_add_(0, dead, _sum(back))
+            b.index_add_(0, dead, over_tokens(back))
         if self.tied:
             W += self._decoder_gradient().W
         return Weights(W, b, extra)
@@ -185,8 +186,3 @@ class _Side:
     def signal(self, width: int) -> Float[Tensor, "token width"]:
         """The term's gradient for the code's reconstruction."""
         return self.error * (2 * self.weight / width)
-
-
-def _sum(values: Float[Tensor, "token _"]) -> Float[Tensor, "_"]:
-    """The sum over tokens. A product with a row of ones is many times faster than PyTorch's sum over dimension 0."""
-    return (values.new_ones(1, len(values)) @ values).squeeze(0)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hsae.config import require
 from hsae.rules import Part, Rule, State, Statistics, Synapse, Weights, cleared
+from hsae.rules._post import count
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Backprop(Rule):
         return cleared(state, names, dead)
 
     def statistics(self, synapse: Synapse) -> Statistics:
-        return synapse.gradient().items() | {"tokens": torch.tensor(float(len(synapse.x)), device=synapse.x.device)}
+        return synapse.gradient().items() | {"tokens": count(synapse)}
 
     @classmethod
     def step(cls, parts: Mapping[str, Part]) -> dict[str, tuple[Weights, State]]:

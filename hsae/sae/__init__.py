@@ -62,16 +62,12 @@ class Variant(Registered, ABC):
     ) -> Float[Tensor, "token latent"]:
         """The code of a drive."""
 
-    @abstractmethod
     def penalty(
-        self,
-        u: Float[Tensor, "token latent"],
-        code: Float[Tensor, "token latent"],
-        width: int,
+        self, u: Float[Tensor, "token latent"], code: Float[Tensor, "token latent"], width: int
     ) -> Float[Tensor, ""]:
-        """The sparsity term of the loss, summed over tokens."""
+        """The sparsity term of the loss, summed over tokens: none, unless the variant has one."""
+        return code.new_zeros(())
 
-    @abstractmethod
     def backward(
         self,
         u: Float[Tensor, "token latent"],
@@ -83,6 +79,8 @@ class Variant(Registered, ABC):
     ) -> tuple[Float[Tensor, "token latent"], dict[str, Tensor]]:
         """Back through `activate`: the gradient for the drive, and those of the parameters summed over tokens.
 
+        As it stands: for a code that is the drive where it is above 0, without a penalty or parameters.
+
         Args:
             u: the drive.
             code: what `activate` made of it.
@@ -91,6 +89,7 @@ class Variant(Registered, ABC):
             parameters: the variant's.
             proxy: the gradient for `proxy`'s code, where there is one.
         """
+        return torch.ops.aten.threshold_backward(gradient, code, 0), {}
 
     def proxy(self, u: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"] | None:
         """A second code whose reconstruction error, by the decoder held fixed, joins the loss; None for most."""

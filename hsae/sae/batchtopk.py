@@ -62,22 +62,6 @@ class BatchTopK(Variant):
         cut = parameters["cut"] if "cut" in parameters else parameters["threshold"]
         return torch.where(u >= cut, u, 0).relu_()
 
-    def penalty(
-        self, u: Float[Tensor, "token latent"], code: Float[Tensor, "token latent"], width: int
-    ) -> Float[Tensor, ""]:
-        return code.new_zeros(())
-
-    def backward(
-        self,
-        u: Float[Tensor, "token latent"],
-        code: Float[Tensor, "token latent"],
-        gradient: Float[Tensor, "token latent"],
-        width: int,
-        parameters: Parameters = NONE,
-        proxy: Float[Tensor, "token latent"] | None = None,
-    ) -> tuple[Float[Tensor, "token latent"], dict[str, Tensor]]:
-        return torch.ops.aten.threshold_backward(gradient, code, 0), {}
-
     def aimed(self, l0: float) -> BatchTopK:
         return replace(self, k=l0)
 

@@ -28,21 +28,5 @@ class TopK(Variant):
         top = u.topk(min(self.k, u.shape[-1]), dim=-1, sorted=False)
         return torch.zeros_like(u).scatter_(-1, top.indices, torch.relu(top.values))
 
-    def penalty(
-        self, u: Float[Tensor, "token latent"], code: Float[Tensor, "token latent"], width: int
-    ) -> Float[Tensor, ""]:
-        return code.new_zeros(())
-
-    def backward(
-        self,
-        u: Float[Tensor, "token latent"],
-        code: Float[Tensor, "token latent"],
-        gradient: Float[Tensor, "token latent"],
-        width: int,
-        parameters: Parameters = NONE,
-        proxy: Float[Tensor, "token latent"] | None = None,
-    ) -> tuple[Float[Tensor, "token latent"], dict[str, Tensor]]:
-        return torch.ops.aten.threshold_backward(gradient, code, 0), {}
-
     def aimed(self, l0: float) -> TopK:
         return replace(self, k=max(1, round(l0)))
