@@ -23,6 +23,7 @@ from hsae import config
 from hsae.errors import UserError
 from hsae.files import cache_root, replacing
 from hsae.metrics import Meter
+from hsae.rules import Usage
 from hsae.store import Store
 
 SAMPLE = 200_000
@@ -160,7 +161,7 @@ def _measure(
     meter = Meter(held.cpu().double().mean(0).float().to(held.device), codes)
     for x in held.split(BLOCK):
         reconstruction, code = predict(x)
-        meter.add(x, reconstruction - x, code, x.new_zeros(()))
+        meter.add(x, reconstruction - x, Usage.of(code), x.new_zeros(()))
     found = meter.result()
     values = {key: getattr(found, key) for key in ("mse", "evr", "evr_std", "evr_median", "evr_pooled", "l0")}
     finite = {key: value if math.isfinite(value) else None for key, value in values.items()}

@@ -10,9 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hsae.rules import State, Synapse, Weights
+from hsae.kernels.softhebb import Competition, compete
+from hsae.kernels.sparse import Code
+from hsae.rules import State, Synapse, Usage, Weights
 from hsae.rules._post import over_tokens
 from hsae.sae import Variant
+from hsae.sae.relu import ReLU
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Auxiliary:
 class Forward:
     """One micro-batch through one SAE. Everything is computed once, when first asked for.
 
+    Plain PyTorch on [token, latent] matrices; `SparseForward` computes the same from the active latents alone.
+
     The loss, summed over tokens: ‖x̂ - x‖² / width + the variant's penalty (and its proxy's error, and the dead
     latents' loss, where there are such). So its mean over tokens is the mean squared error over tokens and dimensions,
     plus those. Where the variant has prefixes, the first term is the mean over them.
@@ -36,7 +41,12 @@ class Forward:
         weights: `encoder` and, unless tied, `decoder`.
         variant: the SAE's variant.
         auxiliary: the dead latents' loss, if they have one.
+
+    Attributes:
+        sparse: the code as its active entries, where it was computed so.
     """
+
+    sparse: Code | None = None
 
     def __init__(
         self,
@@ -51,6 +61,7 @@ class Forward:
         self.decoder = weights["encoder" if self.tied else "decoder"]
         self.b_dec = None if self.tied else self.decoder.b
         self.width = x.shape[1]
+        self._competitions: dict[tuple[float, bool], Competition] = {}
         ends = variant.prefixes(len(self.encoder.W))
         self._parts = [slice(a, b) for a, b in zip((0, *ends), ends, strict=False)]
 
@@ -64,6 +75,32 @@ class Forward:
     def code(self) -> Float[Tensor, "token latent"]:
         """The latents' activations."""
         return self.variant.activate(self.u, self.encoder.extra)
+
+    @cached_property
+    def usage(self) -> Usage:
+        """How often and how strongly the latents fired."""
+        # SoftHebb's kernel counts the drives above 0 by the way, and ReLU's code is made of them.
+        if self._competitions and "code" not in self.__dict__ and isinstance(self.variant, ReLU):
+            won = next(iter(self._competitions.values()))
+            return Usage(won.fired, won.total, lambda: Usage.of(self.code).squares())
+        return Usage.of(self.code)
+
+    def competition(self, temperature: float, signed: bool) -> Competition:
+        """SoftHebb's sums over these tokens, by the encoder's drive."""
+        done = self._competitions.get((temperature, signed))
+        if done is None:
+            assert self.encoder.b is not None
+            known, drive = "u" in self.__dict__, None
+            if not known and not self.tied:
+                # A decoder's rule will ask for the drive.
+                drive = self.x.new_empty(len(self.x), len(self.encoder.W))
+            done = compete(self.x, self.encoder.W, self.encoder.b, temperature, signed, drive)
+            if done is None:
+                done = Competition.of(self.u, self.x, temperature, signed)
+            elif drive is not None:
+                self.__dict__["u"] = drive
+            self._competitions[temperature, signed] = done
+        return done
 
     @cached_property
     def _errors(self) -> list[Float[Tensor, "token width"]]:
@@ -83,7 +120,7 @@ class Forward:
     @cached_property
     def beside(self) -> Float[Tensor, ""]:
         """What the loss has beside ‖x̂ - x‖² / width, summed over tokens."""
-        rest = self.variant.penalty(self.u, self.code, self.width)
+        rest = self._penalty()
         if len(self._errors) > 1:
             squares = torch.stack([error.square().sum() for error in self._errors])
             rest = rest + (squares.mean() - squares[-1]) / self.width
@@ -91,6 +128,9 @@ class Forward:
             if loss is not None:
                 rest = rest + loss.weight * loss.error.square().sum() / self.width
         return rest
+
+    def _penalty(self) -> Float[Tensor, ""]:
+        return self.variant.penalty(self.u, self.code, self.width)
 
     @cached_property
     def _proxy(self) -> _Side | None:
@@ -107,11 +147,14 @@ class Forward:
         aux = self.auxiliary
         if aux is None:
             return None
-        u = self.u[:, aux.dead]
+        u = self._drive_of(aux.dead)
         top = u.topk(aux.k, dim=1, sorted=False)
         code = torch.zeros_like(u).scatter_(1, top.indices, torch.relu(top.values))
         # The error is reconstruction minus input: what is left to explain is its negative.
         return _Side(code, torch.addmm(self.error, code, self.decoder.W[aux.dead]), aux.weight)
+
+    def _drive_of(self, latents: Int[Tensor, "some"]) -> Float[Tensor, "token some"]:
+        return self.u[:, latents]
 
     @cached_property
     def _through_decoder(self) -> list[Float[Tensor, "token width"]]:
@@ -130,26 +173,35 @@ class Forward:
         of_proxy = None if proxy is None else proxy.signal(self.width) @ self.decoder.W.T
         return self.variant.backward(self.u, self.code, gradient, self.width, self.encoder.extra, of_proxy)
 
-    def _decoder_gradient(self) -> Weights:
+    def _decoder_sums(self) -> Float[Tensor, "latent width"]:
+        """The decoder's gradient, without the dead latents' loss."""
         pairs = zip(self._through_decoder, self._parts, strict=True)
         pieces = [self.code[:, part].T @ signal for signal, part in pairs]
-        W = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _encoder_sums(self) -> Weights:
+        """The encoder's gradient by its own product, without the dead latents' loss."""
+        through, extra = self._through_code
+        return Weights(through.T @ self.x, over_tokens(through), extra)
+
+    def _decoder_gradient(self) -> Weights:
+        W = self._decoder_sums()
         if self._revived is not None and self.auxiliary is not None:
             W.index_add_(0, self.auxiliary.dead, self._revived.code.T @ self._revived.signal(self.width))
         return Weights(W, None if self.b_dec is None else over_tokens(self._through_decoder[0]))
 
     def _encoder_gradient(self) -> Weights:
-        through, extra = self._through_code
-        W, b = through.T @ self.x, over_tokens(through)
+        sums = self._encoder_sums()
+        assert sums.b is not None
         if self._revived is not None and self.auxiliary is not None:
             dead = self.auxiliary.dead
             back = self._revived.signal(self.width) @ self.decoder.W[dead].T
             back = torch.ops.aten.threshold_backward(back, self._revived.code, 0)
-            W.index_add_(0, dead, back.T @ self.x)
-            b.index_add_(0, dead, over_tokens(back))
+            sums.W.index_add_(0, dead, back.T @ self.x)
+            sums.b.index_add_(0, dead, over_tokens(back))
         if self.tied:
-            W += self._decoder_gradient().W
-        return Weights(W, b, extra)
+            sums.W.add_(self._decoder_gradient().W)
+        return sums
 
     @cached_property
     def _residual(self) -> Float[Tensor, "token width"]:
@@ -164,14 +216,17 @@ class Forward:
         encoder = name == "encoder"
         return Synapse(
             x=self.x,
-            u=self.u,
-            y=self.code,
+            drive=lambda: self.u,
+            code=lambda: self.code,
             weights=self.encoder if encoder else self.decoder,
             gradient=self._encoder_gradient if encoder else self._decoder_gradient,
             residual=lambda: self._residual,
             explained=lambda: self._explained,
+            usage=lambda: self.usage,
+            competition=self.competition,
             dictionary=self.decoder.W,
             state={} if state is None else state,
+            sparse=self.sparse,
         )
 
 

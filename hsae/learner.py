@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,11 +11,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hsae.forward import Auxiliary, Forward
+from hsae.kernels.sparse import available, encode
 from hsae.revival import Patient
 from hsae.rules import Part, Rule, State, Statistics, Weights
 from hsae.sae import SAE
 from hsae.setup import Setup
+from hsae.sparse_forward import SparseForward
 from hsae.steering import Steering
+
+# Entries of [token, latent] in a micro-batch on a CPU, so that it stays in the last cache; and its tokens.
+CELLS, TOKENS = 1 << 21, (128, 512)
+# Entries of a sparse code in a micro-batch, and the tokens of a micro-batch that is computed so.
+ENTRIES, SPARSE_TOKENS = 1 << 21, 4096
+# Above this share of active latents [token, latent] matrices are faster.
+DENSE = 0.25
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Learner:
     Attributes:
         weights: `encoder` and, unless tied, `decoder`.
         state: for each synapse, what its rule carries from step to step.
+        l0: active latents a token, in the last micro-batch; below 0 before the first.
     """
 
     def __init__(self, name: str, setup: Setup, seed: int, latents: int, centre: Float[Tensor, "width"]) -> None:
@@ -75,12 +85,13 @@ class Learner:
         self.weights = {n: self._constrained(n, w.map(lambda t: t.to(centre.device))) for n, w in start.items()}
         self.state: dict[str, State] = {n: rule.start(self.weights[n]) for n, rule in self.rules.items()}
         self.steering = Steering(setup.target_l0 if setup.variant.penalised else None)
+        self.l0 = -1.0
         self._variant = setup.variant
         self._auxiliary: Auxiliary | None = None
 
-    def begin(self, blocks: Sequence[Float[Tensor, "_ width"]], moment: Moment) -> None:
+    def begin(self, x: Float[Tensor, "token width"], moment: Moment, micro_batch: int = 0) -> None:
         """Make ready for a batch: the step's sparsity, the cut over the whole batch, the dead latents' loss."""
-        setup = self.setup
+        setup, blocks = self.setup, x.split(self._tokens(x.device, micro_batch))
         if setup.init_gain and moment.step == 1:
             self._settle(blocks)
             self._fit_gain(blocks)
@@ -92,7 +103,7 @@ class Learner:
             plan = setup.revive.auxiliary(len(dead), len(self.centre))
             self._auxiliary = None if plan is None else Auxiliary(dead, *plan)
 
-    def _settle(self, blocks: Sequence[Float[Tensor, "_ width"]]) -> None:
+    def _settle(self, blocks: tuple[Float[Tensor, "_ width"], ...]) -> None:
         """Set what the variant finds over the whole batch."""
         variant, encoder = self.setup.variant, self.weights["encoder"]
         if variant.whole_batch:
@@ -100,7 +111,7 @@ class Learner:
             extra = variant.settle(drives, sum(map(len, blocks)), encoder.extra)
             self.weights["encoder"] = replace(encoder, extra=dict(extra))
 
-    def _fit_gain(self, blocks: Sequence[Float[Tensor, "_ width"]]) -> None:
+    def _fit_gain(self, blocks: tuple[Float[Tensor, "_ width"], ...]) -> None:
         """Scale the encoder so that reconstructions are as long as what they reconstruct."""
         match = torch.zeros(2, dtype=torch.float64)
         for block in blocks:
@@ -117,6 +128,59 @@ class Learner:
     def forward(self, x: Float[Tensor, "token width"]) -> Forward:
         """A micro-batch through the SAE as it stands in training."""
         return Forward(x - self.centre, self.weights, self._variant, self._auxiliary)
+
+    def forwards(self, x: Float[Tensor, "token width"], micro_batch: int = 0) -> Iterator[Forward]:
+        """A batch through the SAE, a micro-batch at a time: by sparse codes where that is faster.
+
+        Args:
+            x: activations, not centred.
+            micro_batch: tokens computed at once; 0: as many as are fast.
+        """
+        done = 0
+        while done < len(x):
+            forward = self._sparse_forward(x[done : done + (micro_batch or self._sparse_tokens())])
+            if forward is None:
+                forward = self.forward(x[done : done + self._tokens(x.device, micro_batch)])
+            yield forward
+            done += len(forward.x)
+            if self._sparse:
+                self.l0 = forward.usage.fired.sum().item() / len(forward.x)
+
+    def _tokens(self, device: torch.device, micro_batch: int) -> int:
+        """Tokens whose [token, latent] matrices are computed at once."""
+        fast = min(max(CELLS // len(self.weights["encoder"].W), TOKENS[0]), TOKENS[1])
+        return micro_batch or (fast if device.type == "cpu" else 1 << 40)
+
+    @property
+    def _sparse(self) -> bool:
+        """Whether compiled code for sparse codes is there, and all of the setup's rules take them."""
+        device = self.centre.device
+        return device.type == "cpu" and all(rule.sparse for rule in self.rules.values()) and available(device)
+
+    def _sparse_tokens(self) -> int:
+        """Tokens whose sparse code fits, with as much again to spare."""
+        return min(SPARSE_TOKENS, max(64, int(ENTRIES / (2 * self._expected_l0() + 1))))
+
+    def _expected_l0(self) -> float:
+        """Active latents a token, as far as is known; half of them before the first step."""
+        selection, latents = self._variant.selection(self.weights["encoder"].extra), len(self.weights["encoder"].W)
+        if selection is not None and selection.k:
+            return float(min(selection.k, latents))
+        return latents * 0.5 if self.l0 < 0 else self.l0
+
+    def _sparse_forward(self, x: Float[Tensor, "token width"]) -> SparseForward | None:
+        """A micro-batch by its sparse code; None where that cannot be, is slower, or does not fit."""
+        encoder = self.weights["encoder"]
+        if not self._sparse or self._expected_l0() > DENSE * len(encoder.W) or x.dtype != torch.float32:
+            return None
+        selection = self._variant.selection(encoder.extra)
+        if selection is None or encoder.b is None:
+            return None
+        x, room = x - self.centre, int((2 * self._expected_l0() + 64) * len(x))
+        code = encode(x, encoder.W, encoder.b, selection, min(room, len(x) * len(encoder.W)))
+        if code is None:
+            return None
+        return SparseForward(x, self.weights, self._variant, selection, code, self._auxiliary)
 
     def statistics(self, forward: Forward) -> dict[str, Statistics]:
         """Each synapse's statistics over a micro-batch."""
@@ -172,6 +236,7 @@ class Learner:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that going on needs, under flat names."""
         flat = {"centre": self.centre, "steering": self.steering.tensor()}
+        flat["l0"] = torch.tensor(self.l0, dtype=torch.float64)
         for name, weights in self.weights.items():
             flat |= {f"{name}.{key}": value for key, value in weights.items().items()}
             flat |= {f"{name}.state.{key}": value for key, value in self.state[name].items()}
@@ -182,6 +247,7 @@ class Learner:
         device = self.centre.device
         self.centre = tensors["centre"].to(device)
         self.steering.restore(tensors["steering"])
+        self.l0 = tensors["l0"].item()
         for name, weights in self.weights.items():
             self.weights[name] = Weights.of({key: tensors[f"{name}.{key}"].to(device) for key in weights.items()})
             self.state[name] = {key: tensors[f"{name}.state.{key}"].to(device) for key in self.state[name]}

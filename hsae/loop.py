@@ -25,7 +25,7 @@ from hsae.trainconfig import TrainConfig
 # Weights this many times longer than at the start have left every regime that any rule is meant for.
 EXPLODED = 1e4
 # Tokens on which steering compares the L0 of training and held-out data.
-STEERED = 4096
+STEERED, BLOCK = 4096, 512
 
 
 class Loop:
@@ -49,7 +49,6 @@ class Loop:
     ) -> None:
         self.settings, self.steps, self.scale = settings, steps, scale
         self.device = next(iter(centres.values())).device
-        self.micro_batch = settings.micro_batch or (512 if self.device.type == "cpu" else settings.batch_tokens)
         self.learners = [
             Learner(name, settings.setup[name], seed, settings.latents, centres[name])
             for name in settings.setups
@@ -100,20 +99,19 @@ class Loop:
 
     def _learn(self, i: int, x: Tensor, centre: Tensor, logged: bool) -> Metrics | None:
         """One learner's step; its metrics where they are read."""
-        learner, blocks = self.learners[i], x.split(self.micro_batch)
+        learner = self.learners[i]
         revive = learner.setup.revive
         # This batch is counted in the step already, though nothing of it was seen yet.
         window = None if revive is None else revive.tokens + self.settings.batch_tokens
         moment = Moment(self.step, self.steps, None if window is None else self._silent(i, window))
-        meter, losses = Meter(centre, self.settings.latents), []
+        meter, losses = Meter(centre - learner.centre, self.settings.latents), []
         local = logged and not isinstance(learner.setup.encoder, Backprop)
         start = self._start_bias[i]
         diagnosis = Diagnosis(learner.setup.encoder, start) if local and start is not None else None
         statistics: dict[str, Any] = {}
-        learner.begin(blocks, moment)
-        for block in blocks:
-            forward = learner.forward(block)
-            meter.add(block, forward.error, forward.code, forward.beside)
+        learner.begin(x, moment, self.settings.micro_batch)
+        for forward in learner.forwards(x, self.settings.micro_batch):
+            meter.add(forward.x, forward.error, forward.usage, forward.beside)
             accumulate(statistics, learner.statistics(forward))
             if revive is not None:
                 losses.append(forward.error.square().sum(1))
@@ -130,7 +128,7 @@ class Loop:
             if self.step % 10 == 0:
                 sae, seen = learner.sae(1.0), min(len(x), STEERED)
                 few = (x[:seen], self._held)
-                learner.steering.calibrate(*(score(sae, rows, self.micro_batch).l0 for rows in few))
+                learner.steering.calibrate(*(score(sae, rows, BLOCK).l0 for rows in few))
             learner.steering.observe(meter.fired.sum().item() / len(x))
         return meter.result() if logged or self.device.type == "cpu" else None
 

@@ -19,7 +19,7 @@ from hsae.errors import UserError
 from hsae.files import alone, cache_root
 from hsae.interrupt import interruptible
 from hsae.learner import centre_of
-from hsae.loop import Loop, finite
+from hsae.loop import BLOCK, Loop, finite
 from hsae.metrics import score
 from hsae.progress import Training
 from hsae.run import INDIFFERENT, RESULT, Result, Row, Run, RunWriter
@@ -141,8 +141,8 @@ def _row(
     if i in loop.diverged:
         return Row(learner.name, learner.seed, diverged=loop.diverged[i])
     sae, device = learner.sae(1.0), loop.device
-    values = finite(dataclasses.asdict(score(sae, held.to(device), loop.micro_batch)))
-    before = finite(dataclasses.asdict(score(sae, trained.to(device), loop.micro_batch)))
+    values = finite(dataclasses.asdict(score(sae, held.to(device), BLOCK)))
+    before = finite(dataclasses.asdict(score(sae, trained.to(device), BLOCK)))
     diagnostics = loop.diagnostics.get(i)
     told = {} if diagnostics is None else finite(dataclasses.asdict(diagnostics))
     found = {}

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hsae.rules import Synapse, Weights
+from hsae.kernels.softhebb import Competition
+from hsae.rules import Synapse, Usage, Weights
 
 
 def bare(x: Tensor, u: Tensor, weights: Weights) -> Synapse:
@@ -17,4 +18,9 @@ def bare(x: Tensor, u: Tensor, weights: Weights) -> Synapse:
     def asked() -> NoReturn:
         pytest.fail("a local rule asked for a gradient or a residual")
 
-    return Synapse(x, u, torch.relu(u), weights, asked, asked, asked, weights.W, {})
+    def competition(temperature: float, signed: bool) -> Competition:
+        return Competition.of(u, x, temperature, signed)
+
+    code = torch.relu(u)
+    usage = lambda: Usage.of(code)  # noqa: E731
+    return Synapse(x, lambda: u, lambda: code, weights, asked, asked, asked, usage, competition, weights.W, {})

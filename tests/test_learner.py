@@ -66,7 +66,7 @@ def test_a_centre_is_folded_into_the_saved_biases():
 def test_the_initial_gain_is_the_one_factor_that_reconstructs_best():
     x = rows()
     one, plain = learner(x.mean(0), init_gain=True), learner(x.mean(0))
-    one.begin(x.split(64), Moment(1, 9))
+    one.begin(x, Moment(1, 9), 64)
     gain = one.weights["encoder"].W[0, 0] / plain.weights["encoder"].W[0, 0]
     torch.testing.assert_close(one.weights["encoder"].W, gain * plain.weights["encoder"].W)
 
@@ -75,7 +75,7 @@ def test_the_initial_gain_is_the_one_factor_that_reconstructs_best():
         return (factor * (forward.x + forward.error) - forward.x).square().sum().item()
 
     assert loss(float(gain)) < min(loss(float(gain) * 0.99), loss(float(gain) * 1.01), loss(1.0))
-    one.begin(x.split(64), Moment(2, 9))
+    one.begin(x, Moment(2, 9), 64)
     torch.testing.assert_close(one.weights["encoder"].W, gain * plain.weights["encoder"].W)
 
 
@@ -186,7 +186,7 @@ def test_a_missed_target_is_said(planted: Planted):
 def test_after_the_initial_gain_no_other_gain_is_better(sae: Any):
     x = rows()
     one = learner(x.mean(0), init_gain=True, sae=sae)
-    one.begin([x], Moment(1, 9))
+    one.begin(x, Moment(1, 9))
     forward = one.forward(x)
     made = forward.x + forward.error
     assert made.abs().max() > 0

@@ -39,7 +39,7 @@ def trained(rule: str, kind: str, tied: bool, seed: int = 0, micro: int = BATCH)
     for step in range(1, STEPS + 1):
         x, statistics = torch.randn(BATCH, WIDTH, generator=generator), {}
         moment = Moment(step, STEPS)
-        learner.begin(x.split(micro), moment)
+        learner.begin(x, moment, micro)
         for block in x.split(micro):
             accumulate(statistics, learner.statistics(learner.forward(block)))
         learner.update(statistics, moment)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsae.metrics import Meter
+from hsae.rules import Usage
 
 # Centre (1, 0). Token one: ‖x - x̄‖² = 4, error² = 1. Token two: ‖x - x̄‖² = 100, error² = 400.
 X = torch.tensor([[3.0, 0.0], [1.0, 10.0]])
@@ -17,7 +18,7 @@ CODE = torch.tensor([[0.0, 2.0, 0.0], [4.0, 0.0, 0.0]])
 
 def test_closed_forms():
     meter = Meter(torch.tensor([1.0, 0.0]), latents=3)
-    meter.add(X, ERROR, CODE, torch.tensor(6.0))
+    meter.add(X, ERROR, Usage.of(CODE), torch.tensor(6.0))
     got = meter.result()
     assert got.tokens == 2
     assert got.mse == pytest.approx(401 / 4)
@@ -39,8 +40,8 @@ def test_the_result_does_not_depend_on_the_batch_size(cut: int, seed: int):
     x, error = torch.randn(100, 7, generator=generator), torch.randn(100, 7, generator=generator)
     code = torch.relu(torch.randn(100, 13, generator=generator))
     whole, parts = Meter(x.mean(0), 13), Meter(x.mean(0), 13)
-    whole.add(x, error, code, code.sum())
+    whole.add(x, error, Usage.of(code), code.sum())
     for rows in (slice(0, cut), slice(cut, None)):
-        parts.add(x[rows], error[rows], code[rows], code[rows].sum())
+        parts.add(x[rows], error[rows], Usage.of(code[rows]), code[rows].sum())
     for name, value in vars(whole.result()).items():
         assert getattr(parts.result(), name) == pytest.approx(value, rel=1e-6), name

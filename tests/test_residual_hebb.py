@@ -132,7 +132,7 @@ def learn(name: str, x: torch.Tensor, steps: int, **changes: Any) -> tuple[Learn
     learner = Learner(name, setup, seed=0, latents=24, centre=x.mean(0))
     for step in range(1, steps + 1):
         moment = Moment(step, steps)
-        learner.begin(x.split(100), moment)
+        learner.begin(x, moment, 100)
         total: dict[str, Any] = {}
         for block in x.split(100):
             accumulate(total, learner.statistics(learner.forward(block)))

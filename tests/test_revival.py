@@ -41,7 +41,7 @@ def learner(side: str, revive: Revival | None, seed: int = 0, encoder: Any = "ba
 
 def step(one: Learner, x: Tensor, moment: Moment) -> Tensor:
     """One step; each token's squared error before it."""
-    one.begin([x], moment)
+    one.begin(x, moment)
     forward = one.forward(x)
     one.update(one.statistics(forward), moment)
     return forward.error.square().sum(1)
@@ -79,7 +79,7 @@ def test_only_auxk_moves_dead_latents_and_it_moves_no_others(side: str, sae: dic
         W, b = torch.where(DEAD[:, None], encoder.W * 1e-2, encoder.W), 9.0 * ~DEAD
         one.weights["encoder"] = dataclasses.replace(encoder, W=W, b=b)
         before = dict(one.weights)
-        one.begin([x], Moment(1, 9, DEAD))
+        one.begin(x, Moment(1, 9, DEAD))
         assert not bool((one.forward(x).code > 0)[:, DEAD].any())
         step(one, x, Moment(1, 9, DEAD))
         found[name] = {key: one.weights[key].W - before[key].W for key in before}

@@ -93,10 +93,10 @@ def test_at_half_the_rate_a_rule_moves_half_as_far_and_remembers_the_same(rule: 
         setup = Setup(rule, Backprop(), decoder_bias=True, sae=ReLU(), schedule=Schedule(warmup=warmup))
         learner = Learner("x", setup, seed=0, latents=10, centre=torch.zeros(6))
         # A step at the full rate first: a rule that follows averages may need one before it moves.
-        learner.begin([x], Moment(9, 9))
+        learner.begin(x, Moment(9, 9))
         learner.update(learner.statistics(learner.forward(x)), Moment(9, 9))
         start = [value for weights in learner.weights.values() for value in weights.items().values()]
-        learner.begin([x], Moment(1, 9))
+        learner.begin(x, Moment(1, 9))
         learner.update(learner.statistics(learner.forward(x)), Moment(1, 9))
         end = [value for weights in learner.weights.values() for value in weights.items().values()]
         learners.append((learner, [b - a for a, b in zip(start, end, strict=True)]))
@@ -113,7 +113,7 @@ def test_a_learners_penalty_follows_its_schedule():
     learner = Learner("x", setup, seed=0, latents=10, centre=torch.zeros(6))
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
     for step, factor in ((1, 0.25), (3, 0.75), (4, 1.0), (9, 1.0)):
-        learner.begin([x], Moment(step, 9))
+        learner.begin(x, Moment(step, 9))
         forward = learner.forward(x)
         assert forward.beside.item() == pytest.approx(factor * 0.8 * forward.code.sum().item() / 6)
 

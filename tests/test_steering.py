@@ -114,7 +114,7 @@ def test_a_learners_penalty_is_weighted_by_the_steering():
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
     for _ in range(100):
         learner.steering.observe(5.0)
-    learner.begin([x], Moment(1, 9))
+    learner.begin(x, Moment(1, 9))
     forward = learner.forward(x)
     assert learner.steering.factor > 2
     plain = 0.8 * forward.code.sum().item() / 6

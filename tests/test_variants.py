@@ -259,7 +259,7 @@ def taught(variant: Variant, steps: int, micro: int = 200) -> tuple[Learner, int
     for step in range(1, steps + 1):
         x, fired = torch.randn(200, 12, generator=generator), 0
         moment, statistics = Moment(step, steps), {}
-        learner.begin(x.split(micro), moment)
+        learner.begin(x, moment, micro)
         for block in x.split(micro):
             forward = learner.forward(block)
             fired += int((forward.code > 0).sum())

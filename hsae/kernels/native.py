@@ -18,6 +18,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from jaxtyping import Float
 from torch import Tensor
 
 from hsae.files import replacing
@@ -45,10 +46,47 @@ def load(name: str) -> ctypes.CDLL | None:
         return None
 
 
+def call(library: str, name: str, *arguments: Tensor | int | float | None) -> int:
+    """Call a C function of a library that `load` gives, and return its result, if it has one.
+
+    Args:
+        library: the source's name.
+        name: the function's.
+        arguments: a tensor stands for a pointer to its numbers, None for no such pointer, an int for an int64_t, a
+            float for a float.
+    """
+    loaded = load(library)
+    assert loaded is not None
+    function = getattr(loaded, name)
+    function.restype = ctypes.c_int64
+    return function(*map(_c, arguments))
+
+
 def pointer(tensor: Tensor) -> ctypes.c_void_p:
     """Where a CPU tensor's numbers lie. It must be contiguous, and the caller must keep it alive."""
-    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    assert tensor.is_contiguous()
+    assert tensor.device.type == "cpu"
     return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _c(value: Tensor | int | float | None) -> object:
+    if isinstance(value, Tensor):
+        return pointer(value)
+    if value is None:
+        return ctypes.c_void_p()
+    return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_float(value)
+
+
+def packed_rows(
+    library: str, W: Float[Tensor, "latent width"], b: Float[Tensor, "latent"] | None
+) -> tuple[Float[Tensor, "_"], Float[Tensor, "_"]]:
+    """An encoder's rows side by side, a panel of latents at a time, and its bias: as `csrc/panel.h` takes them."""
+    latents, width = W.shape
+    panel = call(library, "panel")
+    padded = -(-latents // panel) * panel
+    packed, bias = W.new_empty(padded * width), W.new_empty(padded)
+    call(library, "pack", W.contiguous(), b, latents, width, packed, bias)
+    return packed, bias
 
 
 @cache

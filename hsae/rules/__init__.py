@@ -11,13 +11,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from hsae.config import Registered
+
+if TYPE_CHECKING:
+    from hsae.kernels.softhebb import Competition
+    from hsae.kernels.sparse import Code
 
 Statistics = dict[str, Shaped[Tensor, "..."]]
 State = dict[str, Shaped[Tensor, "..."]]
@@ -58,30 +62,71 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """How often and how strongly the latents fired on some tokens.
+
+    Attributes:
+        fired: each latent's number of tokens, [latent].
+        total: the sum of all activations' sizes.
+        squares: computes each latent's sum of squared activations, [latent].
+    """
+
+    fired: Float[Tensor, "latent"]
+    total: Float[Tensor, ""]
+    squares: Callable[[], Float[Tensor, "latent"]]
+
+    @classmethod
+    def of(cls, code: Float[Tensor, "token latent"]) -> Usage:
+        """Of a code."""
+        # A product with a row of ones adds up several times faster than a reduction, over booleans above all.
+        ones = code.new_ones(1, len(code))
+        fired = ones.mm(code.sign().abs_()).squeeze(0)
+        return cls(fired, code.abs().sum(), lambda: ones.mm(code.square()).squeeze(0))
+
+
+@dataclass(frozen=True)
 class Synapse:
     """What a rule may look at: one layer between the model's activations and the latents, over one micro-batch.
 
+    What is a callable here is computed when a rule asks for it.
+
     Attributes:
         x: activations on the model's side, [token, width].
-        u: the latents' drive before the activation function, bias included, [token, latent].
-        y: the latents' code after it, [token, latent].
+        drive: gives `u`.
+        code: gives `y`.
         weights: the layer's weights.
         gradient: computes the sum over tokens of the loss gradient for these weights. Only backpropagation calls it.
         residual: computes the input less its reconstruction, [token, width].
         explained: computes the sum over tokens of the code times the residual, [latent, width].
+        usage: computes how often and how strongly latents fire.
+        competition: computes SoftHebb's sums for an inverse temperature, signed or not, by the encoder's drive.
         dictionary: the weights that decode, [latent, width].
         state: what the rule carries from step to step.
+        sparse: the code as its active entries, where it was computed so; rules that can make use of it.
     """
 
     x: Float[Tensor, "token width"]
-    u: Float[Tensor, "token latent"]
-    y: Float[Tensor, "token latent"]
+    drive: Callable[[], Float[Tensor, "token latent"]]
+    code: Callable[[], Float[Tensor, "token latent"]]
     weights: Weights
     gradient: Callable[[], Weights]
     residual: Callable[[], Float[Tensor, "token width"]]
     explained: Callable[[], Float[Tensor, "latent width"]]
+    usage: Callable[[], Usage]
+    competition: Callable[[float, bool], Competition]
     dictionary: Float[Tensor, "latent width"]
     state: State
+    sparse: Code | None = None
+
+    @property
+    def u(self) -> Float[Tensor, "token latent"]:
+        """The latents' drive before the activation function, bias included."""
+        return self.drive()
+
+    @property
+    def y(self) -> Float[Tensor, "token latent"]:
+        """The latents' code after it."""
+        return self.code()
 
 
 @dataclass(frozen=True)
@@ -102,6 +147,10 @@ class Rule(Registered, ABC):
     selector: ClassVar[str] = "rule"
     encoder_only: ClassVar[bool] = False
     """makes no sense as a decoder's rule"""
+    sparse: ClassVar[bool] = False
+    """takes a sparse code as it is, without asking for the drive or the code as matrices"""
+    blind: ClassVar[bool] = True
+    """does not look at what the reconstruction leaves over"""
 
     def bias(self, latents: int) -> Float[Tensor, "latent"]:
         """The encoder bias that training starts from."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +22,9 @@ from hsae.rules._post import count
 @dataclass(frozen=True)
 class Backprop(Rule):
     """Gradient descent on the SAE's loss, by Adam."""
+
+    sparse: ClassVar[bool] = True
+    blind: ClassVar[bool] = False
 
     lr: float = 1e-2
     """learning rate"""

@@ -49,6 +49,8 @@ class Delta(Rule):
     """Winners learn to be where feedback from the residual would move them."""
 
     encoder_only: ClassVar[bool] = True
+    sparse: ClassVar[bool] = True
+    blind: ClassVar[bool] = False
 
     lr: float = 0.08
     """learning rate: length of a row's change in a typical step"""
@@ -92,23 +94,39 @@ class Delta(Rule):
         new = {key: torch.where(dead, mean, state[key]) for key, mean in means.items()}
         return cleared(state, ["px", "p", "feedback"], dead) | new
 
-    def signal(self, synapse: Synapse) -> Float[Tensor, "token latent"]:
+    def _feedback(self, synapse: Synapse) -> Float[Tensor, "latent width"]:
+        """The synapses that bring the residual back."""
         if self.feedback == "mirror":
-            back = synapse.state["feedback"]
-        else:
-            back = synapse.dictionary
-            if self.feedback == "encoder":
-                back = torch.nn.functional.normalize(synapse.weights.W, dim=1)
-        drive = synapse.residual() @ back.T
+            return synapse.state["feedback"]
+        rows = synapse.dictionary
+        return torch.nn.functional.normalize(synapse.weights.W, dim=1) if self.feedback == "encoder" else rows
+
+    def signal(self, synapse: Synapse) -> Float[Tensor, "token latent"]:
+        drive = synapse.residual() @ self._feedback(synapse).T
         won = torch.ops.aten.threshold_backward(drive, synapse.y, 0)
         if self.runner_up:
             value, second = drive.masked_fill_(synapse.y > 0, -torch.inf).max(1, keepdim=True)
             won.scatter_add_(1, second, value.clamp_(min=0) * self.runner_up)
         return won
 
+    def _taught(self, synapse: Synapse) -> tuple[Float[Tensor, "latent width"], Float[Tensor, "latent"]]:
+        """The signal times the inputs, and the signal, summed over tokens."""
+        if synapse.sparse is None:
+            p = self.signal(synapse)
+            return p.T @ synapse.x, over_tokens(p)
+        residual, feedback = synapse.residual(), self._feedback(synapse)
+        px, p = torch.zeros_like(feedback), torch.zeros_like(feedback[:, 0])
+        synapse.sparse.add(px, synapse.x, synapse.sparse.back(residual, feedback), sums=p)
+        if self.runner_up:
+            value, second = synapse.sparse.runner_up(residual, feedback)
+            share = value.clamp_(min=0) * self.runner_up
+            px.index_add_(0, second, synapse.x * share[:, None])
+            p.index_add_(0, second, share)
+        return px, p
+
     def statistics(self, synapse: Synapse) -> Statistics:
-        p, x = self.signal(synapse), synapse.x
-        sums = {"px": p.T @ x, "p": over_tokens(p), "fired": over_tokens(synapse.y.sign()), "xx": x.T @ x}
+        (px, p), x = self._taught(synapse), synapse.x
+        sums = {"px": px, "p": p, "fired": synapse.usage().fired, "xx": x.T @ x}
         if self.feedback == "mirror":
             # What reaches the residual units when each latent fires alone, once for every token.
             sums["mirrored"] = synapse.dictionary * len(x)

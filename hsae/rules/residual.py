@@ -13,6 +13,7 @@ Nat. Neurosci. 2 (1999).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,12 +21,15 @@ from torch import Tensor
 
 from hsae.config import require
 from hsae.rules import Rule, State, Statistics, Synapse, Weights, cleared
-from hsae.rules._post import count, over_tokens
+from hsae.rules._post import count
 
 
 @dataclass(frozen=True)
 class Residual(Rule):
     """Active latents move towards the residual."""
+
+    sparse: ClassVar[bool] = True
+    blind: ClassVar[bool] = False
 
     lr: float = 1.4
     """learning rate: share of the way to a latent's mean residual, times √L0"""
@@ -43,8 +47,8 @@ class Residual(Rule):
         return cleared(state, ["yr", "yy"], dead)
 
     def statistics(self, synapse: Synapse) -> Statistics:
-        fired = synapse.y.count_nonzero().to(synapse.y.dtype)
-        sums = {"yr": synapse.explained(), "yy": over_tokens(synapse.y.square()), "fired": fired}
+        usage = synapse.usage()
+        sums = {"yr": synapse.explained(), "yy": usage.squares(), "fired": usage.fired.sum()}
         return sums | {"tokens": count(synapse)}
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae.config import require
+from hsae.kernels.softhebb import Competition, competition
 from hsae.rules import Rule, State, Statistics, Synapse, Weights
 from hsae.rules._post import competing, count, over_tokens
 from hsae.rules._rates import Normalise, decayed, rates, scaled
@@ -81,10 +82,13 @@ class SoftHebb(Rule):
         return decayed(signal.T @ synapse.x, over_tokens(signal), synapse.weights, self.p)
 
     def statistics(self, synapse: Synapse) -> Statistics:
-        s = self.signal(synapse)
-        sums = {"sx": s.T @ synapse.x, "s": over_tokens(s), "tokens": count(synapse)}
+        if self.p == 2:
+            won = synapse.competition(self.temperature, self.signed)
+        else:
+            won = Competition.of(competing(synapse, self.p), synapse.x, self.temperature, self.signed)
+        sums = {"sx": won.sx, "s": won.s, "tokens": count(synapse)}
         if self.prior and not self.prior_signed:
-            sums["y"] = over_tokens(s.abs())
+            sums["y"] = won.y
         return sums
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
@@ -116,16 +120,3 @@ class SoftHebb(Rule):
         """The change, cut where it would leave the log prior's range. A bias that starts outside may stay there."""
         low, high = (end / self.temperature for end in LOG_PRIOR_RANGE)
         return torch.minimum(torch.maximum(b + change, b.clamp(max=low)), b.clamp(min=high)) - b
-
-
-def competition(u: Float[Tensor, "token latent"], temperature: float, signed: bool) -> Float[Tensor, "token latent"]:
-    """The post-synaptic signal: softmax(temperature·u) over latents; with `signed` all but the winner negated.
-
-    Ties go to the first latent.
-    """
-    s = torch.softmax(temperature * u, dim=-1)
-    if signed:
-        winner = u.argmax(dim=-1, keepdim=True)
-        won = s.gather(-1, winner)
-        s.neg_().scatter_(-1, winner, won)
-    return s

@@ -23,6 +23,21 @@ NONE: Parameters = MappingProxyType({})
 
 
 @dataclass(frozen=True)
+class Selection:
+    """A code that is the drive where it is selected and 0 elsewhere, in a form that compiled code follows.
+
+    Attributes:
+        k: each token keeps so many of its highest drives above 0; 0: all of them.
+        least: only drives of at least this much.
+        l1: weight of an L1 penalty, on Σcode / width.
+    """
+
+    k: int = 0
+    least: float = 0.0
+    l1: float = 0.0
+
+
+@dataclass(frozen=True)
 class Variant(Registered, ABC):
     """How the drive becomes a code, what sparsity costs, and the gradient of both. Its fields are its settings.
 
@@ -61,6 +76,10 @@ class Variant(Registered, ABC):
         self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
     ) -> Float[Tensor, "token latent"]:
         """The code of a drive."""
+
+    def selection(self, parameters: Parameters = NONE) -> Selection | None:
+        """What `activate`, `penalty` and `backward` come to, where a selection says it all; None where it does not."""
+        return None
 
     def penalty(
         self, u: Float[Tensor, "token latent"], code: Float[Tensor, "token latent"], width: int

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae.config import require
-from hsae.sae import NONE, Parameters, Variant
+from hsae.sae import NONE, Parameters, Selection, Variant
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ class BatchTopK(Variant):
     ) -> Float[Tensor, "token latent"]:
         cut = parameters["cut"] if "cut" in parameters else parameters["threshold"]
         return torch.where(u >= cut, u, 0).relu_()
+
+    def selection(self, parameters: Parameters = NONE) -> Selection | None:
+        return Selection(least=float(parameters["cut"]))
 
     def aimed(self, l0: float) -> BatchTopK:
         return replace(self, k=l0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hsae.config import require
+from hsae.sae import NONE, Parameters
 from hsae.sae.batchtopk import BatchTopK
 
 
@@ -26,6 +27,9 @@ class Matryoshka(BatchTopK):
         rising = all(a < b for a, b in zip(self.shares, self.shares[1:], strict=False))
         ok = len(self.shares) > 0 and rising and self.shares[0] > 0 and self.shares[-1] == 1
         require(ok, "shares", "rising, above 0, the last 1", self.shares)
+
+    def selection(self, parameters: Parameters = NONE) -> None:
+        return None
 
     def prefixes(self, latents: int) -> tuple[int, ...]:
         return tuple(sorted({max(1, round(share * latents)) for share in self.shares}))

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae.config import require
-from hsae.sae import NONE, Parameters, Variant
+from hsae.sae import NONE, Parameters, Selection, Variant
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class ReLU(Variant):
         self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
     ) -> Float[Tensor, "token latent"]:
         return torch.relu(u)
+
+    def selection(self, parameters: Parameters = NONE) -> Selection:
+        return Selection(l1=self.l1)
 
     def penalty(
         self, u: Float[Tensor, "token latent"], code: Float[Tensor, "token latent"], width: int

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae.config import require
-from hsae.sae import NONE, Parameters, Variant
+from hsae.sae import NONE, Parameters, Selection, Variant
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class TopK(Variant):
     ) -> Float[Tensor, "token latent"]:
         top = u.topk(min(self.k, u.shape[-1]), dim=-1, sorted=False)
         return torch.zeros_like(u).scatter_(-1, top.indices, torch.relu(top.values))
+
+    def selection(self, parameters: Parameters = NONE) -> Selection:
+        return Selection(k=self.k)
 
     def aimed(self, l0: float) -> TopK:
         return replace(self, k=max(1, round(l0)))

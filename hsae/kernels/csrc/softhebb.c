@@ -1,0 +1,158 @@
+// SoftHebb's sums over tokens: the encoder's product, the signed softmax, and its product with the activations.
+#include "panel.h"
+
+typedef struct {
+    const float *x, *packed, *bias;
+    int64_t tokens, width, latents, queue;
+    float temperature;
+    int is_signed;
+    float *drive;      // [token, latent], or NULL
+    float *s;          // [panel, token, PANEL]
+    float *rows;       // [token, wide]: x, filled up with zeros to whole tiles of ROWS dimensions
+    int64_t wide;
+    float *sx, *sum, *size; // [latent, width], [latent], [latent]
+    int64_t *fired;    // [thread, padded]
+    float *total;      // [token]
+} softhebb_t;
+
+static int64_t panels_of(int64_t latents) { return (latents + PANEL - 1) / PANEL; }
+
+// A token's softmax, over panels that lie `step` apart; with is_signed all but the winner negated.
+static void compete(float *s, int64_t panels, int64_t step, float temperature, int is_signed) {
+    vec tops = load(s);
+    for (int64_t p = 0; p < panels; p++)
+        for (int v = 0; v < PANEL; v += LANES) tops = higher(load(s + p * step + v), tops);
+    float top = tops[0];
+    for (int i = 1; i < LANES; i++) top = tops[i] > top ? tops[i] : top;
+    float *winner = NULL;
+    for (int64_t p = 0; p < panels && !winner; p++)
+        for (int v = 0; v < PANEL && !winner; v += LANES) {
+            uint32_t bits = at_least(load(s + p * step + v), all(top));
+            if (bits) winner = s + p * step + v + __builtin_ctz(bits);
+        }
+    vec sums = {};
+    for (int64_t p = 0; p < panels; p++)
+        for (int v = 0; v < PANEL; v += LANES) {
+            vec e = exp_of(all(temperature) * (load(s + p * step + v) - all(top)));
+            sums += e;
+            store(s + p * step + v, e);
+        }
+    vec share = all((is_signed ? -1 : 1) / sum(sums));
+    for (int64_t p = 0; p < panels; p++)
+        for (int v = 0; v < PANEL; v += LANES) store(s + p * step + v, load(s + p * step + v) * share);
+    if (is_signed && winner) *winner = -*winner;
+}
+
+static void drive_share(void *job, int thread, int threads) {
+    softhebb_t *a = job;
+    int64_t panels = panels_of(a->latents), tiles = 4, batch = tiles * ROWS, step = a->tokens * PANEL;
+    float *xt = malloc(batch * a->width * sizeof *xt);
+    int64_t *fired = a->fired + thread * panels * PANEL;
+    int32_t *counts = calloc(panels * PANEL, sizeof *counts);
+    (void)threads;
+    memset(fired, 0, panels * PANEL * sizeof *fired);
+    for (int64_t first; (first = next(&a->queue, batch)) < a->tokens;) {
+        int64_t here = least(batch, a->tokens - first);
+        vec totals[4 * ROWS] = {};
+        for (int64_t t = 0; t < here; t += ROWS)
+            pack_tokens(a->x + (first + t) * a->width, here - t, a->width, xt + t * a->width);
+        for (int64_t p = 0; p < panels; p++)
+            for (int64_t t = 0; t < here; t += ROWS) {
+                vec u[ROWS][VECS];
+                multiply(xt + t * a->width, a->packed + p * PANEL * a->width, a->bias + p * PANEL, a->width, u);
+                for (int m = 0; m < least(ROWS, here - t); m++)
+                    for (int v = 0; v < VECS; v++) {
+                        int32_t *count = counts + p * PANEL + v * LANES;
+                        ivec on = u[m][v] > (vec){};
+                        *(ivec *)count -= on;
+                        totals[t + m] += (vec)(on & (ivec)u[m][v]);
+                        store(a->s + p * step + (first + t + m) * PANEL + v * LANES, u[m][v]);
+                        if (a->drive) {
+                            int64_t k = p * PANEL + v * LANES;
+                            float *out = a->drive + (first + t + m) * a->latents + k;
+                            if (k + LANES <= a->latents) store(out, u[m][v]);
+                            else for (int i = 0; k + i < a->latents; i++) out[i] = u[m][v][i];
+                        }
+                    }
+            }
+        for (int64_t t = 0; t < here; t++) {
+            compete(a->s + (first + t) * PANEL, panels, step, a->temperature, a->is_signed);
+            a->total[first + t] = sum(totals[t]);
+            memset(a->rows + (first + t) * a->wide, 0, a->wide * sizeof(float));
+            memcpy(a->rows + (first + t) * a->wide, a->x + (first + t) * a->width, a->width * sizeof(float));
+        }
+    }
+    for (int64_t k = 0; k < panels * PANEL; k++) fired[k] = counts[k];
+    free(counts), free(xt);
+}
+
+#define SOME 64 // tokens whose signals lie in the first cache
+
+static void product_share(void *job, int thread, int threads) {
+    softhebb_t *a = job;
+    int64_t panels = panels_of(a->latents);
+    float *out = malloc(a->wide * PANEL * sizeof *out);
+    (void)thread, (void)threads;
+    for (int64_t p; (p = next(&a->queue, 1)) < panels;) {
+        const float *s = a->s + p * a->tokens * PANEL;
+        vec sums[VECS] = {}, sizes[VECS] = {};
+        memset(out, 0, a->wide * PANEL * sizeof *out);
+        for (int64_t first = 0; first < a->tokens; first += SOME) {
+            int64_t end = least(first + SOME, a->tokens);
+            for (int64_t j = 0; j < a->wide; j += ROWS) {
+                vec tile[ROWS][VECS];
+                for (int m = 0; m < ROWS; m++)
+                    for (int v = 0; v < VECS; v++) tile[m][v] = load(out + (j + m) * PANEL + v * LANES);
+                for (int64_t t = first; t < end; t++) {
+                    vec c[VECS];
+                    for (int v = 0; v < VECS; v++) c[v] = load(s + t * PANEL + v * LANES);
+                    for (int m = 0; m < ROWS; m++) {
+                        vec x = all(a->rows[t * a->wide + j + m]);
+                        for (int v = 0; v < VECS; v++) tile[m][v] += x * c[v];
+                    }
+                }
+                for (int m = 0; m < ROWS; m++)
+                    for (int v = 0; v < VECS; v++) store(out + (j + m) * PANEL + v * LANES, tile[m][v]);
+            }
+            for (int64_t t = first; t < end; t++)
+                for (int v = 0; v < VECS; v++) {
+                    vec c = load(s + t * PANEL + v * LANES);
+                    sums[v] += c;
+                    sizes[v] += higher(c, -c);
+                }
+        }
+        for (int64_t i = 0, k; i < PANEL && (k = p * PANEL + i) < a->latents; i++) {
+            for (int64_t j = 0; j < a->width; j++) a->sx[k * a->width + j] = out[j * PANEL + i];
+            a->sum[k] = sums[i / LANES][i % LANES];
+            a->size[k] = sizes[i / LANES][i % LANES];
+        }
+    }
+    free(out);
+}
+
+// How many numbers `softhebb` wants as `work`.
+int64_t work_size(int64_t tokens, int64_t width, int64_t latents) {
+    return tokens * (panels_of(latents) * PANEL + (width + ROWS - 1) / ROWS * ROWS);
+}
+
+// With s the signed softmax of temperature · (W x + b): sx = sᵀ x, sum = Σ s, size = Σ |s| over tokens; besides, how often
+// each drive was above 0, and each token's sum of those drives. `drive` is filled unless it is NULL.
+void softhebb(const float *x, const float *packed, const float *bias, int64_t tokens, int64_t width, int64_t latents,
+              float temperature, int64_t is_signed, float *drive, float *work, float *sx, float *sum, float *size,
+              float *fired, float *total, int64_t threads) {
+    int64_t padded = panels_of(latents) * PANEL;
+    softhebb_t a = {.x = x, .packed = packed, .bias = bias, .tokens = tokens, .width = width, .latents = latents,
+                    .temperature = temperature, .is_signed = is_signed, .drive = drive, .s = work,
+                    .rows = work + tokens * padded, .wide = (width + ROWS - 1) / ROWS * ROWS,
+                    .sx = sx, .sum = sum, .size = size, .total = total};
+    a.fired = calloc(threads * padded, sizeof *a.fired);
+    share(drive_share, &a, threads);
+    a.queue = 0;
+    share(product_share, &a, threads);
+    for (int64_t k = 0; k < latents; k++) {
+        int64_t n = 0;
+        for (int64_t t = 0; t < threads; t++) n += a.fired[t * padded + k];
+        fired[k] = n;
+    }
+    free(a.fired);
+}

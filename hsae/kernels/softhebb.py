@@ -1,0 +1,96 @@
+"""SoftHebb's sums over tokens. `Competition.of` defines them; `csrc/softhebb.c` computes them on the CPU.
+
+With u = W x + b and y = softmax(temperature·u), s is y, or with the sign +1 for the winner and -1 for all others. The
+sum over tokens of s (x - u w), which the rule needs, is sᵀx - (w · sᵀx + b Σs) w: nothing of [token, latent] is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hsae.kernels.native import call, load, packed_rows
+
+# Numbers of [token, latent] that are kept at a time: they should stay in the processor's last cache.
+CELLS = 1 << 21
+
+
+@dataclass(frozen=True)
+class Competition:
+    """Sums over tokens of a soft competition.
+
+    Attributes:
+        sx: Σ s x, [latent, width].
+        s: Σ s, [latent].
+        y: Σ y, [latent].
+        fired: how often each drive was above 0, [latent].
+        total: the sum of all drives above 0.
+    """
+
+    sx: Float[Tensor, "latent width"]
+    s: Float[Tensor, "latent"]
+    y: Float[Tensor, "latent"]
+    fired: Float[Tensor, "latent"]
+    total: Float[Tensor, ""]
+
+    @classmethod
+    def of(
+        cls, u: Float[Tensor, "token latent"], x: Float[Tensor, "token width"], temperature: float, signed: bool
+    ) -> Competition:
+        """The reference, from the drive."""
+        s, ones = competition(u, temperature, signed), u.new_ones(1, len(u))
+        sums = [(ones @ values).squeeze(0) for values in (s, s.abs(), (u > 0).to(u.dtype))]
+        return cls(s.T @ x, *sums, torch.relu(u).sum())
+
+    def plus(self, other: Competition) -> Competition:
+        """Of the tokens of both."""
+        return Competition(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def competition(u: Float[Tensor, "token latent"], temperature: float, signed: bool) -> Float[Tensor, "token latent"]:
+    """The post-synaptic signal s. Ties go to the first latent."""
+    s = torch.softmax(temperature * u, dim=-1)
+    if signed:
+        winner = u.argmax(dim=-1, keepdim=True)
+        won = s.gather(-1, winner)
+        s.neg_().scatter_(-1, winner, won)
+    return s
+
+
+def compete(
+    x: Float[Tensor, "token width"],
+    W: Float[Tensor, "latent width"],
+    b: Float[Tensor, "latent"],
+    temperature: float,
+    signed: bool,
+    drive: Float[Tensor, "token latent"] | None = None,
+) -> Competition | None:
+    """The sums, without the drive as a matrix unless it is asked for; None where nothing computes them so.
+
+    Args:
+        x: activations.
+        W: the encoder's rows.
+        b: its bias.
+        temperature: inverse temperature of the softmax.
+        signed: losers count with the opposite sign.
+        drive: filled with the drive, where given.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or load("softhebb") is None:
+        return None
+    packed, bias = packed_rows("softhebb", W, b)
+    block = max(64, CELLS // len(W))
+    drives = [None] * -(-len(x) // block) if drive is None else drive.split(block)
+    sums: Competition | None = None
+    for rows, out in zip(x.split(block), drives, strict=True):
+        tokens, (latents, width) = len(rows), W.shape
+        work = x.new_empty(call("softhebb", "work_size", tokens, width, latents))
+        sx, s, y, fired, total = torch.empty_like(W), *x.new_empty(3, latents).unbind(), x.new_empty(tokens)
+        where, threads = (packed, bias, tokens, width, latents), torch.get_num_threads()
+        result = (out, work, sx, s, y, fired, total)
+        call("softhebb", "softhebb", rows.contiguous(), *where, float(temperature), int(signed), *result, threads)
+        part = Competition(sx, s, y, fired, total.sum())
+        sums = part if sums is None else sums.plus(part)
+    return sums
