@@ -26,6 +26,8 @@ from hsae.trainconfig import TrainConfig
 EXPLODED = 1e4
 # Tokens on which steering compares the L0 of training and held-out data.
 STEERED, BLOCK = 4096, 512
+# Local rules are diagnosed at every so many logged steps, on so many tokens: it costs as much as several steps.
+DIAGNOSED_EVERY, DIAGNOSED = 10, 4096
 
 
 class Loop:
@@ -59,6 +61,7 @@ class Loop:
         self.diverged: dict[int, str] = {}
         self.seconds = [0.0] * len(self.learners)
         self.diagnostics: dict[int, Diagnostics] = {}
+        self._diagnosed: set[int] = set()
         starts = [x.weights["encoder"] for x in self.learners]
         self._start_norm = [float(x.W.norm()) for x in starts]
         self._start_bias = [x.b for x in starts]
@@ -73,54 +76,58 @@ class Loop:
     def advance(self, batch: Float[Tensor, "token width"]) -> list[dict[str, Any]]:
         """One step of every learner; the lines for `metrics.jsonl`, when this step is one that is logged."""
         x = batch.to(self.device) * self.scale
-        centre = x.mean(0)
         self.step += 1
         logged = self.step in (1, self.steps) or self.step % self.settings.log_every == 0
+        centre = x.mean(0) if logged else torch.zeros_like(x[0])
         records = []
+        self._diagnosed.clear()
         for i in self.active:
             began = time.perf_counter()
             learner = self.learners[i]
-            metrics = self._learn(i, x, centre, logged)
-            # On a GPU reading a result waits for it, so there it is read only when it is logged.
-            if metrics is not None:
-                reason = self._trouble(i, metrics)
+            found = self._learn(i, x, centre, logged)
+            if found is not None:
+                loss = found.loss if isinstance(found, Metrics) else found
+                reason = self._trouble(i, loss)
                 if reason:
                     self.diverged[i] = f"{'at' if self.device.type == 'cpu' else 'by'} step {self.step}: {reason}"
-                elif logged:
+                elif isinstance(found, Metrics):
                     head = {"step": self.step, "setup": learner.name, "seed": learner.seed}
-                    record = head | finite(dataclasses.asdict(metrics)) | {"dead": self.dead(i)}
+                    record = head | finite(dataclasses.asdict(found)) | {"dead": self.dead(i)}
                     if learner.steering.target is not None:
                         record["sparsity"] = learner.steering.factor
-                    if i in self.diagnostics:
+                    if i in self._diagnosed:
                         record["rule"] = finite(dataclasses.asdict(self.diagnostics[i]))
                     records.append(record)
             self.seconds[i] += time.perf_counter() - began
         return records
 
-    def _learn(self, i: int, x: Tensor, centre: Tensor, logged: bool) -> Metrics | None:
-        """One learner's step; its metrics where they are read."""
+    def _learn(self, i: int, x: Tensor, centre: Tensor, logged: bool) -> Metrics | float | None:
+        """One learner's step: its metrics where they are logged, else its loss where that is known."""
         learner = self.learners[i]
         revive = learner.setup.revive
         # This batch is counted in the step already, though nothing of it was seen yet.
         window = None if revive is None else revive.tokens + self.settings.batch_tokens
         moment = Moment(self.step, self.steps, None if window is None else self._silent(i, window))
         meter, losses = Meter(centre - learner.centre, self.settings.latents), []
-        local = logged and not isinstance(learner.setup.encoder, Backprop)
-        start = self._start_bias[i]
-        diagnosis = Diagnosis(learner.setup.encoder, start) if local and start is not None else None
-        statistics: dict[str, Any] = {}
+        # Rules that do not look at the reconstruction are spared it where nobody reads its error.
+        watched = self.device.type == "cpu" and not all(rule.blind for rule in learner.rules.values())
+        loss, statistics = 0.0, dict[str, Any]()
         learner.begin(x, moment, self.settings.micro_batch)
         for forward in learner.forwards(x, self.settings.micro_batch):
-            meter.add(forward.x, forward.error, forward.usage, forward.beside)
             accumulate(statistics, learner.statistics(forward))
+            if logged:
+                meter.add(forward.x, forward.error, forward.usage, forward.beside)
+            else:
+                meter.count(forward.usage, len(forward.x))
+                loss += float(forward.error.square().sum() + forward.beside) if watched else 0.0
             if revive is not None:
                 losses.append(forward.error.square().sum(1))
-            if diagnosis is not None:
-                diagnosis.add(forward, learner.state["encoder"])
         before = learner.weights["encoder"]
+        diagnosis = self._diagnosis(i, x) if logged else None
         learner.update(statistics, moment)
         if diagnosis is not None:
             self.diagnostics[i] = diagnosis.result(before, learner.weights["encoder"])
+            self._diagnosed.add(i)
         if moment.dead is not None:
             learner.revive(x, torch.cat(losses), replace(moment, dead=moment.dead & (meter.fired == 0)))
         self._last_fired[i].masked_fill_(meter.fired > 0, self.step * self.settings.batch_tokens)
@@ -130,17 +137,31 @@ class Loop:
                 few = (x[:seen], self._held)
                 learner.steering.calibrate(*(score(sae, rows, BLOCK).l0 for rows in few))
             learner.steering.observe(meter.fired.sum().item() / len(x))
-        return meter.result() if logged or self.device.type == "cpu" else None
+        if logged:
+            return meter.result()
+        # On a GPU reading a number waits for it, so there nothing is read before it is logged.
+        return loss / len(x) if self.device.type == "cpu" else None
 
-    def _trouble(self, i: int, metrics: Metrics) -> str | None:
+    def _diagnosis(self, i: int, x: Tensor) -> Diagnosis | None:
+        """What a local rule does on the first tokens of a batch, at the first step, the last and some between."""
+        learner, start = self.learners[i], self._start_bias[i]
+        due = self.step in (1, self.steps) or self.step % (DIAGNOSED_EVERY * self.settings.log_every) == 0
+        if not due or start is None or isinstance(learner.setup.encoder, Backprop):
+            return None
+        diagnosis = Diagnosis(learner.setup.encoder, start)
+        for block in x[:DIAGNOSED].split(self.settings.micro_batch or BLOCK):
+            diagnosis.add(learner.forward(block), learner.state["encoder"])
+        return diagnosis
+
+    def _trouble(self, i: int, loss: float) -> str | None:
         """Which quantity left its bounds and the likely cause, or None."""
         learner = self.learners[i]
         rate = "a learning rate too high for the scale of the activations"
         hint = (
             f"{rate}; lower --setup.{learner.name}.encoder.lr, or scale the activations with --normalise.mode variance"
         )
-        if not math.isfinite(metrics.loss):
-            return f"the loss is {metrics.loss}; likely {hint}"
+        if not math.isfinite(loss):
+            return f"the loss is {loss}; likely {hint}"
         for name, weights in learner.weights.items():
             for part, value in weights.items().items():
                 if not math.isfinite(norm := value.norm().item()):

@@ -75,8 +75,12 @@ class Meter:
         sums = (squared.sum(), spread.sum(), usage.total, penalty)
         self._sums += torch.stack([value.to(self._exact) for value in sums])
         self._ratios.append(1 - squared / spread)
+        self.count(usage, len(x))
+
+    def count(self, usage: Usage, tokens: int) -> None:
+        """Count only which latents fired on so many tokens."""
         self.fired += usage.fired
-        self._tokens += len(x)
+        self._tokens += tokens
 
     def result(self) -> Metrics:
         """The metrics of all that was added."""

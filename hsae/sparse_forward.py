@@ -56,6 +56,10 @@ class SparseForward(Forward):
     def _penalty(self) -> Float[Tensor, ""]:
         return self.usage.total * (self.selection.l1 / self.width)
 
+    @cached_property
+    def _proxy(self) -> None:
+        return None
+
     def _drive_of(self, latents: Int[Tensor, "some"]) -> Float[Tensor, "token some"]:
         assert self.encoder.b is not None
         return torch.addmm(self.encoder.b[latents], self.x, self.encoder.W[latents].T)

@@ -199,8 +199,9 @@ def test_a_run_tells_local_rules_diagnostics_and_no_others(planted: Callable[...
     small = {"latents": 48, "batch_tokens": 128, "held_out": 256, "steps": 5, "log_every": 2}
     run = train(TrainConfig.from_table(small | {"setups": ["bp", "bp-dec"]}, "test"))
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    local = [record["rule"] for record in records if record["setup"] == "bp-dec"]
-    assert len(local) == 4
+    local = [record["rule"] for record in records if record["setup"] == "bp-dec" and "rule" in record]
+    # The first step and the last: the logged ones between are too few for another.
+    assert len(local) == 2
     assert all(set(rule) == {f.name for f in dataclasses.fields(Diagnostics)} for rule in local)
     assert not any("rule" in record for record in records if record["setup"] == "bp")
     assert run.row("bp").rule is None

@@ -42,12 +42,12 @@ class Competition:
     ) -> Competition:
         """The reference, from the drive."""
         s, ones = competition(u, temperature, signed), u.new_ones(1, len(u))
-        sums = [(ones @ values).squeeze(0) for values in (s, s.abs(), (u > 0).to(u.dtype))]
-        return cls(s.T @ x, *sums, torch.relu(u).sum())
+        total, size, fired = ((ones @ values).squeeze(0) for values in (s, s.abs(), (u > 0).to(u.dtype)))
+        return cls(s.T @ x, total, size, fired, torch.relu(u).sum())
 
     def plus(self, other: Competition) -> Competition:
         """Of the tokens of both."""
-        return Competition(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return Competition(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
 def competition(u: Float[Tensor, "token latent"], temperature: float, signed: bool) -> Float[Tensor, "token latent"]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hsae.config import require
+from hsae.kernels.adam import adam
 from hsae.rules import Part, Rule, State, Statistics, Synapse, Weights, cleared
 from hsae.rules._post import count
 
@@ -68,23 +69,17 @@ class Backprop(Rule):
         return self.step({"": Part(self, statistics, weights, state)})[""]
 
     def _clipped_adam(self, gradient: Statistics, norm: Float[Tensor, ""], part: Part) -> tuple[Weights, State]:
-        if self.clip:
-            factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-            gradient = {key: g * factor for key, g in gradient.items()}
-        return self._adam(gradient, part.weights, part.state)
-
-    def _adam(self, gradient: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
-        # A device tensor, so that a GPU never waits for the host.
+        state = part.state
+        # Tensors, so that a GPU never waits for the host.
+        factor = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else torch.ones_like(norm)
         step = state["step"] + 1
-        new: State = dict(state) | {"step": step}
-        power = step.to(weights.W.device, torch.float32)
-        debias1, debias2 = 1 - self.beta1**power, 1 - self.beta2**power
-        moves = {}
-        for name in gradient:
-            mean = torch.lerp(state[f"{name}.mean"], gradient[name], 1 - self.beta1)
-            square = self.beta2 * state[f"{name}.square"] + (1 - self.beta2) * gradient[name].square()
-            new |= {f"{name}.mean": mean, f"{name}.square": square}
-            moves[name] = -self.lr * (mean / debias1) / ((square / debias2).sqrt() + self.eps)
+        new, moves = dict(state) | {"step": step}, {}
+        rates = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps}
+        for name, value in gradient.items():
+            moments = state[f"{name}.mean"], state[f"{name}.square"]
+            moves[name], new[f"{name}.mean"], new[f"{name}.square"] = adam(
+                value, *moments, factor=factor, step=step, **rates
+            )
         return Weights.of(moves), new
 
 
