@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HSAE := $(BIN)/hsae
 
-.PHONY: install demo test check lock
+.PHONY: install demo test check lock bench bench-short
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,20 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Training against the peers: steps, time to equal FVU, memory. Each peer gets an environment of its own, the first time.
+# On a store of yours: make bench BENCH="--store NAME".
+bench: install
+	$(BIN)/python benchmarks/train.py --out benchmarks/results $(BENCH)
+	$(BIN)/python benchmarks/fvu.py --search --out benchmarks/results $(BENCH)
+	$(BIN)/python benchmarks/train.py --memory --out benchmarks/results $(BENCH)
+	$(BIN)/python benchmarks/train.py --sweep --out benchmarks/results $(BENCH)
+
+# Under five minutes, once the environments are there.
+bench-short: install
+	$(BIN)/python benchmarks/train.py --short --out benchmarks/results $(BENCH)
+	$(BIN)/python benchmarks/fvu.py --short --out benchmarks/results $(BENCH)
+	$(BIN)/python benchmarks/train.py --memory --short --out benchmarks/results $(BENCH)
 
 # New exact versions, from the ranges in pyproject.toml. The lock names no platform: torch==X, without +cpu.
 lock:

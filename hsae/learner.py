@@ -11,20 +11,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hsae.forward import Auxiliary, Forward
+from hsae.fused_forward import Products, fused_forward
 from hsae.kernels.sparse import available, encode
 from hsae.revival import Patient
 from hsae.rules import Part, Rule, State, Statistics, Weights
-from hsae.sae import SAE
+from hsae.rules.backprop import Backprop
+from hsae.sae import SAE, Selection
 from hsae.setup import Setup
 from hsae.sparse_forward import SparseForward
+from hsae.start import initial_weights
 from hsae.steering import Steering
 
 # Entries of [token, latent] in a micro-batch on a CPU, so that it stays in the last cache; and its tokens.
-CELLS, TOKENS = 1 << 21, (128, 512)
+CELLS, TOKENS = 1 << 21, (64, 512)
 # Entries of a sparse code in a micro-batch, and the tokens of a micro-batch that is computed so.
 ENTRIES, SPARSE_TOKENS = 1 << 21, 4096
-# Above this share of active latents [token, latent] matrices are faster.
-DENSE = 0.25
+# Above this share of active latents [token, latent] matrices are faster (from 40% with AVX2, 55% with AVX-512).
+DENSE = 0.4
 
 
 @dataclass(frozen=True)
@@ -36,30 +39,6 @@ class Moment:
     dead: Bool[Tensor, "latent"] | None = None
 
 
-def initial_weights(setup: Setup, width: int, latents: int, seed: int) -> dict[str, Weights]:
-    """Weights before the first step: `encoder`, and `decoder` unless tied.
-
-    The encoder is drawn first, from the seed alone, so that setups under one seed start from the same encoder.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    bound = width**-0.5
-    std = setup.init_std or ((2 / latents) ** 0.5 if setup.init == "tied-safe" else bound)
-
-    def matrix() -> Tensor:
-        if setup.init == "kaiming":
-            return torch.empty(latents, width).uniform_(-bound, bound, generator=generator)
-        return torch.randn(latents, width, generator=generator) * std
-
-    W_enc = matrix()
-    b_enc = torch.empty(latents).uniform_(-bound, bound, generator=generator)
-    b_enc = b_enc if setup.init == "kaiming" else setup.encoder.bias(latents)
-    encoder = Weights(W_enc, b_enc, setup.variant.parameters(latents))
-    if setup.tied:
-        return {"encoder": encoder}
-    W_dec = W_enc.clone() if setup.decoder_init == "encoder" else matrix()
-    return {"encoder": encoder, "decoder": Weights(W_dec, torch.zeros(width) if setup.decoder_bias else None)}
-
-
 class Learner:
     """A setup under one seed.
 
@@ -69,6 +48,7 @@ class Learner:
         seed: of the initial weights.
         latents: size of the dictionary.
         centre: what is taken from activations before the encoder and added after the decoder, [width].
+        products: how a GPU multiplies.
 
     Attributes:
         weights: `encoder` and, unless tied, `decoder`.
@@ -76,7 +56,15 @@ class Learner:
         l0: active latents a token, in the last micro-batch; below 0 before the first.
     """
 
-    def __init__(self, name: str, setup: Setup, seed: int, latents: int, centre: Float[Tensor, "width"]) -> None:
+    def __init__(
+        self,
+        name: str,
+        setup: Setup,
+        seed: int,
+        latents: int,
+        centre: Float[Tensor, "width"],
+        products: Products = "ieee",
+    ) -> None:
         self.name, self.setup, self.seed, self.centre = name, setup, seed, centre.clone()
         self.rules: dict[str, Rule] = {"encoder": setup.encoder}
         if setup.decoder is not None:
@@ -86,12 +74,13 @@ class Learner:
         self.state: dict[str, State] = {n: rule.start(self.weights[n]) for n, rule in self.rules.items()}
         self.steering = Steering(setup.target_l0 if setup.variant.penalised else None)
         self.l0 = -1.0
+        self.products: Products = products
         self._variant = setup.variant
         self._auxiliary: Auxiliary | None = None
 
     def begin(self, x: Float[Tensor, "token width"], moment: Moment, micro_batch: int = 0) -> None:
         """Make ready for a batch: the step's sparsity, the cut over the whole batch, the dead latents' loss."""
-        setup, blocks = self.setup, x.split(self._tokens(x.device, micro_batch))
+        setup, blocks = self.setup, x.split(self.tokens(micro_batch))
         if setup.init_gain and moment.step == 1:
             self._settle(blocks)
             self._fit_gain(blocks)
@@ -107,9 +96,20 @@ class Learner:
         """Set what the variant finds over the whole batch."""
         variant, encoder = self.setup.variant, self.weights["encoder"]
         if variant.whole_batch:
-            drives = lambda: (self.forward(block).u for block in blocks)  # noqa: E731
-            extra = variant.settle(drives, sum(map(len, blocks)), encoder.extra)
+            above = lambda floor: torch.cat([self._above(floor, block) for block in blocks])  # noqa: E731
+            extra = variant.settle(above, sum(map(len, blocks)), encoder.extra)
             self.weights["encoder"] = replace(encoder, extra=dict(extra))
+
+    def _above(self, floor: Float[Tensor, ""], x: Float[Tensor, "token width"]) -> Float[Tensor, "drive"]:
+        """All drives of a micro-batch that are above a number."""
+        encoder = self.weights["encoder"]
+        if self._sparse and encoder.b is not None:
+            least = torch.nextafter(floor, torch.tensor(torch.inf)).item()
+            room = max(len(x) * len(encoder.W) // 4, 1)
+            if (code := encode(x - self.centre, encoder.W, encoder.b, Selection(least=least), room)) is not None:
+                return code.value
+        u = self.forward(x).u
+        return u[u > floor]
 
     def _fit_gain(self, blocks: tuple[Float[Tensor, "_ width"], ...]) -> None:
         """Scale the encoder so that reconstructions are as long as what they reconstruct."""
@@ -138,18 +138,28 @@ class Learner:
         """
         done = 0
         while done < len(x):
+            if x.device.type == "cuda" and (fused := self._fused_forward(x[done : done + (micro_batch or len(x))])):
+                yield fused
+                done += len(fused.x)
+                continue
             forward = self._sparse_forward(x[done : done + (micro_batch or self._sparse_tokens())])
             if forward is None:
-                forward = self.forward(x[done : done + self._tokens(x.device, micro_batch)])
+                forward = self.forward(x[done : done + self.tokens(micro_batch)])
             yield forward
             done += len(forward.x)
             if self._sparse:
                 self.l0 = forward.usage.fired.sum().item() / len(forward.x)
 
-    def _tokens(self, device: torch.device, micro_batch: int) -> int:
-        """Tokens whose [token, latent] matrices are computed at once."""
+    def _fused_forward(self, x: Float[Tensor, "token width"]) -> Forward | None:
+        """A micro-batch by a GPU's fused kernels; None where there are none for it."""
+        learned = {name for name, rule in self.rules.items() if isinstance(rule, Backprop)}
+        given = (x - self.centre, self.weights, self._variant, learned)
+        return fused_forward(*given, self.products, self._auxiliary)
+
+    def tokens(self, micro_batch: int = 0) -> int:
+        """Tokens whose [token, latent] matrices are computed at once; 0: as many as are fast."""
         fast = min(max(CELLS // len(self.weights["encoder"].W), TOKENS[0]), TOKENS[1])
-        return micro_batch or (fast if device.type == "cpu" else 1 << 40)
+        return micro_batch or (fast if self.centre.device.type == "cpu" else 1 << 40)
 
     @property
     def _sparse(self) -> bool:
@@ -186,15 +196,26 @@ class Learner:
         """Each synapse's statistics over a micro-batch."""
         return {name: rule.statistics(forward.synapse(name, self.state[name])) for name, rule in self.rules.items()}
 
-    def update(self, statistics: Mapping[str, Statistics], moment: Moment = Moment(1, 1)) -> None:
-        """One step from a whole batch's statistics: every rule displaces the synapses that it serves."""
+    def update(
+        self,
+        statistics: Mapping[str, Statistics],
+        moment: Moment = Moment(1, 1),
+        rate: Float[Tensor, ""] | None = None,
+    ) -> None:
+        """One step from a whole batch's statistics: every rule displaces the synapses that it serves.
+
+        Args:
+            statistics: of each synapse.
+            moment: the step.
+            rate: the factor on learning rates, where it must be a tensor; else the schedule's for the step.
+        """
         served: dict[type[Rule], dict[str, Part]] = defaultdict(dict)
         for name, rule in self.rules.items():
             served[type(rule)][name] = Part(rule, statistics[name], self.weights[name], self.state[name])
-        rate = self.setup.schedule.rate(moment.step, moment.steps)
+        factor = self.setup.schedule.rate(moment.step, moment.steps) if rate is None else rate
         for kind, parts in served.items():
             for name, (change, state) in kind.step(parts).items():
-                change = change if rate == 1 else change.map(lambda t: t * rate)
+                change = change if rate is None and factor == 1 else change.map(lambda t: t * factor)
                 self.weights[name] = self._constrained(name, self.weights[name].plus(change))
                 self.state[name] = state
 
@@ -260,24 +281,3 @@ def accumulate(total: dict[str, Statistics], more: Mapping[str, Statistics]) -> 
         for key, value in statistics.items():
             # Not in place: two synapses may have been given the same tensor.
             there[key] = there[key] + value if key in there else value
-
-
-def geometric_median(x: Float[Tensor, "token width"], iterations: int = 64) -> Float[Tensor, "width"]:
-    """The point with the least sum of distances to the tokens, by Weiszfeld's algorithm in float64."""
-    points = x.cpu().double()
-    at = points.mean(0)
-    for _ in range(iterations):
-        weights = 1 / (points - at).norm(dim=1).clamp(min=1e-12)
-        at, last = (weights[:, None] * points).sum(0) / weights.sum(), at
-        if (at - last).norm() <= 1e-9 * last.norm():
-            break
-    return at.to(x)
-
-
-def centre_of(
-    setup: Setup, mean: Float[Tensor, "width"], sample: Float[Tensor, "token width"]
-) -> Float[Tensor, "width"]:
-    """What a setup takes from activations: nothing, their mean, or the geometric median of a sample of them."""
-    if setup.centre == "median":
-        return geometric_median(sample)
-    return mean if setup.centre == "mean" else torch.zeros_like(mean)

@@ -14,6 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hsae.errors import UserError, choices
+from hsae.tapping import FastTap, read_parts
+
+# How far the fast tap may be from the bridge: the norm of the difference over the norm, for each hook point.
+TOLERANCE = 1e-4
 
 
 class _AllSeen(BaseException):
@@ -94,7 +98,8 @@ class LM:
         """Activations at hook points. Nothing above the last of them is computed.
 
         This is the one seam through which activations come. Those of heads, [sequence, position, head, d_head], come
-        flattened to [sequence, position, head * d_head].
+        flattened to [sequence, position, head * d_head]. TransformerLens' bridge computes them, or, after `trust_fast`,
+        a faster implementation.
 
         Args:
             tokens: token ids, on any device. Attention runs over whole rows; padding belongs on the right.
@@ -103,8 +108,52 @@ class LM:
         Raises:
             UserError: no such hook point, or one that does not fire.
         """
-        seen = self._capture(tokens.to(self.device), hooks)
+        tokens = tokens.to(self.device)
+        if self.trusts_fast(hooks) and tokens.shape[1] <= self.context_limit:
+            assert self._fast is not None
+            return self._fast.tap(tokens, hooks)
+        seen = self._capture(tokens, hooks)
         return {hook: seen[hook].flatten(2) for hook in hooks}
+
+    def trust_fast(self, tokens: Int[Tensor, "sequence position"], hooks: Sequence[str]) -> str:
+        """Hold the fast implementation of `tap` against TransformerLens' bridge; from then on use it if they agree.
+
+        Where there is none for this model or these hook points, the bridge computes, and there is nothing to say.
+
+        Args:
+            tokens: a batch of what will be asked for.
+            hooks: the hook points that it will be asked for.
+
+        Returns:
+            one line if it differs and is given up; else nothing.
+
+        Raises:
+            UserError: as `tap`.
+        """
+        self._trusted.clear()
+        if self._fast is None or not self._fast.knows(hooks):
+            return ""
+        right, fast = self.tap(tokens, hooks), self._fast.tap(tokens.to(self.device), hooks)
+        for hook in hooks:
+            error = ((fast[hook] - right[hook]).norm() / right[hook].norm().clamp_min(1e-30)).item()
+            if not error <= TOLERANCE:
+                return f"{hook}: the fast computation differs from TransformerLens' by {error:.1e}; it is not used"
+        self._trusted.update(hooks)
+        return ""
+
+    def trusts_fast(self, hooks: Sequence[str]) -> bool:
+        """Whether `tap` computes these hook points by the fast implementation."""
+        return bool(hooks) and self._trusted.issuperset(hooks)
+
+    @cached_property
+    def _fast(self) -> FastTap | None:
+        parts = read_parts(self.bridge)
+        return None if parts is None else FastTap(parts)
+
+    @cached_property
+    def _trusted(self) -> set[str]:
+        """Hook points at which the fast implementation has been held against the bridge."""
+        return set()
 
     def logits(
         self,

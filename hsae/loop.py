@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hsae.diagnostics import Diagnosis, Diagnostics
 from hsae.errors import UserError
+from hsae.graph import StepGraph, graphable
 from hsae.learner import Learner, Moment, accumulate
 from hsae.metrics import Meter, Metrics, score
 from hsae.rules.backprop import Backprop
@@ -25,7 +26,7 @@ from hsae.trainconfig import TrainConfig
 # Weights this many times longer than at the start have left every regime that any rule is meant for.
 EXPLODED = 1e4
 # Tokens on which steering compares the L0 of training and held-out data.
-STEERED, BLOCK = 4096, 512
+STEERED = 4096
 # Local rules are diagnosed at every so many logged steps, on so many tokens: it costs as much as several steps.
 DIAGNOSED_EVERY, DIAGNOSED = 10, 4096
 
@@ -52,7 +53,7 @@ class Loop:
         self.settings, self.steps, self.scale = settings, steps, scale
         self.device = next(iter(centres.values())).device
         self.learners = [
-            Learner(name, settings.setup[name], seed, settings.latents, centres[name])
+            Learner(name, settings.setup[name], seed, settings.latents, centres[name], settings.products)
             for name in settings.setups
             for seed in settings.seeds
         ]
@@ -62,6 +63,7 @@ class Loop:
         self.seconds = [0.0] * len(self.learners)
         self.diagnostics: dict[int, Diagnostics] = {}
         self._diagnosed: set[int] = set()
+        self._graphs: dict[int, StepGraph] = {}
         starts = [x.weights["encoder"] for x in self.learners]
         self._start_norm = [float(x.W.norm()) for x in starts]
         self._start_bias = [x.b for x in starts]
@@ -104,6 +106,12 @@ class Loop:
     def _learn(self, i: int, x: Tensor, centre: Tensor, logged: bool) -> Metrics | float | None:
         """One learner's step: its metrics where they are logged, else its loss where that is known."""
         learner = self.learners[i]
+        if self.device.type == "cuda" and not logged and graphable(learner):
+            if i not in self._graphs:
+                more = (learner.products, self.settings.micro_batch)
+                self._graphs[i] = StepGraph(learner, len(x), self._last_fired[i], *more)
+            self._graphs[i].step(x, Moment(self.step, self.steps))
+            return None
         revive = learner.setup.revive
         # This batch is counted in the step already, though nothing of it was seen yet.
         window = None if revive is None else revive.tokens + self.settings.batch_tokens
@@ -135,7 +143,7 @@ class Loop:
             if self.step % 10 == 0:
                 sae, seen = learner.sae(1.0), min(len(x), STEERED)
                 few = (x[:seen], self._held)
-                learner.steering.calibrate(*(score(sae, rows, BLOCK).l0 for rows in few))
+                learner.steering.calibrate(*(score(sae, rows, learner.tokens()).l0 for rows in few))
             learner.steering.observe(meter.fired.sum().item() / len(x))
         if logged:
             return meter.result()
@@ -149,7 +157,7 @@ class Loop:
         if not due or start is None or isinstance(learner.setup.encoder, Backprop):
             return None
         diagnosis = Diagnosis(learner.setup.encoder, start)
-        for block in x[:DIAGNOSED].split(self.settings.micro_batch or BLOCK):
+        for block in x[:DIAGNOSED].split(learner.tokens(self.settings.micro_batch)):
             diagnosis.add(learner.forward(block), learner.state["encoder"])
         return diagnosis
 
@@ -208,6 +216,7 @@ class Loop:
             prefix = f"{i}."
             learner.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
             self._last_fired[i] = tensors[f"{i}.last_fired"].to(self.device)
+        self._graphs.clear()
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,6 +68,8 @@ class TrainConfig:
     """tokens in one step"""
     micro_batch: int = 0
     """tokens computed at once (same result, other memory); 0: 512 on a CPU, all on a GPU"""
+    products: Literal["ieee", "tf32", "tf32x3", "bf16"] = "ieee"
+    """how a CUDA GPU multiplies: float32; tensor cores with 10 bits of mantissa, or three such products; bfloat16"""
     epochs: float = 1.0
     """times that the store is read through"""
     steps: int | None = None

@@ -17,12 +17,14 @@ from hsae.baselines import Baseline, baselines, training_rows
 from hsae.device import choose_device
 from hsae.errors import UserError
 from hsae.files import alone, cache_root
+from hsae.graph import Uploads
 from hsae.interrupt import interruptible
-from hsae.learner import centre_of
-from hsae.loop import BLOCK, Loop, finite
+from hsae.kernels import by
+from hsae.loop import Loop, finite
 from hsae.metrics import score
 from hsae.progress import Training
 from hsae.run import INDIFFERENT, RESULT, Result, Row, Run, RunWriter
+from hsae.start import centre_of
 from hsae.store import HookRecord, Store
 from hsae.store.reader import RowStream
 from hsae.synthetic import make_store
@@ -72,7 +74,7 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         loop.restore(writer, store)
         begun = f", going on from step {loop.step}" if loop.step else ""
         count = f"{steps:,} step{'' if steps == 1 else 's'}"
-        progress.say(f"{folder}: {count} of {settings.batch_tokens:,} tokens on {device}{begun}")
+        progress.say(f"{folder}: {count} of {settings.batch_tokens:,} tokens on {device}{by(device)}{begun}")
         _warn(settings, record, scale, steps, progress)
         _fit(loop, store, rows, steps, writer, progress)
         seen = min(settings.held_out, loop.step * settings.batch_tokens)
@@ -111,7 +113,8 @@ def _fit(loop: Loop, store: Store, rows: RowStream, steps: int, writer: RunWrite
     settings = loop.settings
     with interruptible() as interrupted, progress.bar(steps, loop.step, settings.batch_tokens) as bar:
         saved, told = time.monotonic(), set(loop.diverged)
-        batches = rows.batches(settings.batch_tokens, start=loop.step * settings.batch_tokens)
+        start = loop.step * settings.batch_tokens
+        batches = Uploads(rows.batches(settings.batch_tokens, start=start), loop.device)
         while loop.step < steps and loop.active:
             records = loop.advance(next(batches))
             if records:
@@ -141,8 +144,8 @@ def _row(
     if i in loop.diverged:
         return Row(learner.name, learner.seed, diverged=loop.diverged[i])
     sae, device = learner.sae(1.0), loop.device
-    values = finite(dataclasses.asdict(score(sae, held.to(device), BLOCK)))
-    before = finite(dataclasses.asdict(score(sae, trained.to(device), BLOCK)))
+    values = finite(dataclasses.asdict(score(sae, held.to(device), learner.tokens())))
+    before = finite(dataclasses.asdict(score(sae, trained.to(device), learner.tokens())))
     diagnostics = loop.diagnostics.get(i)
     told = {} if diagnostics is None else finite(dataclasses.asdict(diagnostics))
     found = {}
@@ -166,7 +169,9 @@ def _resolved(settings: TrainConfig, store: Store, hook: str) -> dict[str, Any]:
     if settings.data == "synthetic":
         return {k: v for k, v in config.table(dataclasses.replace(settings, hook=hook)).items() if k != "store"}
     table = config.table(dataclasses.replace(settings, store=named, hook=hook))
-    return {key: value for key, value in table.items() if key not in ("data", "synthetic")}
+    # Runs made before `products` was a setting have none.
+    default = () if settings.products != "ieee" else ("products",)
+    return {key: value for key, value in table.items() if key not in ("data", "synthetic", *default)}
 
 
 def _identity(resolved: Mapping[str, Any], store: Store) -> str:

@@ -1,6 +1,8 @@
 """From model and text to a store: the right activations for the right tokens, whole after any interruption."""
 
+import errno
 import io
+import json
 import multiprocessing
 import multiprocessing.process
 import os
@@ -10,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +27,10 @@ from hsae.errors import UserError
 from hsae.files import sha256
 from hsae.harvesting import HarvestConfig, harvest
 from hsae.harvesting.exclude import keep_mask
+from hsae.lm import LM
 from hsae.loading import load_lm
-from hsae.store import Store
+from hsae.store import Store, StoreWriter
+from hsae.tapping import FastTap
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 HOOK, UPPER = "blocks.1.hook_resid_pre", "blocks.2.mlp.hook_post"
@@ -294,6 +299,73 @@ except UserError as error:
     assert ("roneneldan/TinyStories-1M" if what == "model" else "dataset roneneldan/TinyStories") in line
     assert "bundled" in line
     assert out.stderr == ""
+
+
+# ---- the fast tap, and threads beside it
+
+
+def test_the_fast_tap_computes_once_it_was_checked(run: Harvest, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, checked = [], LM.trust_fast
+    monkeypatch.setattr(FastTap, "tap", lambda *args, real=FastTap.tap: taken.append(1) or real(*args))
+
+    def given_up(*args: Any) -> str:
+        checked(*args)
+        args[0]._trusted.clear()
+        return "it differs; it is not used"
+
+    fast = run()
+    assert len(taken) == 1 + 2 + 5  # the check, the time, the batches
+    monkeypatch.setattr(LM, "trust_fast", given_up)
+    console = quiet()
+    bridge = run(console, name="r")
+    assert len(taken) == 8 + 1
+    assert printed(console).splitlines().count("it differs; it is not used") == 1
+    assert not torch.equal(everything(fast)[1], everything(bridge)[1])
+    torch.testing.assert_close(everything(fast)[1], everything(bridge)[1], atol=1e-5, rtol=0)
+
+
+def test_a_fast_tap_that_differs_is_given_up(run: Harvest, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = everything(run())[1]
+    tampered = lambda *args, real=FastTap.tap: {hook: x * 1.001 for hook, x in real(*args).items()}  # noqa: E731
+    monkeypatch.setattr(FastTap, "tap", tampered)
+    console = quiet()
+    store = run(console, name="r")
+    said = f"{HOOK}: the fast computation differs from TransformerLens' by 1.0e-03; it is not used"
+    assert printed(console).splitlines().count(said) == 1
+    torch.testing.assert_close(everything(store)[1], right, atol=1e-5, rtol=0)
+
+
+def test_two_harvests_are_equal_byte_for_byte(run: Harvest, cache: Path) -> None:
+    first = bytes_of(run(dtype="bf16", exclude_special=True).folder)
+    (cache / "activations" / "s").rename(cache / "first")
+    assert bytes_of(run(dtype="bf16", exclude_special=True).folder) == first
+
+
+def test_mistakes_far_into_the_text_keep_the_shards_before_them(run: Harvest, tmp_path: Path) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text("".join(json.dumps({"tokens": [token] * 32}) + "\n" for token in [5] * 10 + [900] + [5] * 10))
+    with pytest.raises(UserError, match="token id 900"):
+        run(data=(str(path),), batch_sequences=2)
+    assert (tmp_path / "cache" / "activations" / "s" / "00000.safetensors").exists()
+    assert not [thread for thread in threading.enumerate() if thread.name == "tokenise"]
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(run: Harvest, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bytes_of(run(name="s").folder)
+    Store.open("s").folder.rename(Store.open("s").folder.parents[1] / "whole")
+    real, calls = StoreWriter.write, []
+
+    def full(*args: Any, **named: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*args, **named)
+
+    monkeypatch.setattr(StoreWriter, "write", full)
+    with pytest.raises(UserError, match="the disk is full; free some of it, and the same command goes on"):
+        run()
+    assert bytes_of(run().folder) == whole
+    assert len(calls) == 2 + 2
 
 
 # ---- interruptions

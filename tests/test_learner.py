@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from hsae.errors import UserError
-from hsae.learner import Learner, Moment, centre_of, geometric_median
+from hsae.learner import Learner, Moment
 from hsae.progress import Training
 from hsae.run import Run
 from hsae.setup import resolve
+from hsae.start import centre_of, geometric_median
 from hsae.store import Store
 from hsae.trainconfig import TrainConfig
 from hsae.training import train

@@ -1,6 +1,10 @@
 """The store gives back what went in, notices damage, and its rows come in an order that can be entered anywhere."""
 
+import hashlib
 import json
+import os
+import struct
+import threading
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -8,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from hsae.errors import UserError
-from hsae.store import Store, StoreWriter
+from hsae.store import Store, StoreWriter, direct, reader
 
 HOOK, WIDTH, CONTEXT, SHARD = "blocks.1.hook_resid_pre", 3, 5, 4
 PLAN = {"harvest": {"model": "none"}}
@@ -32,11 +37,14 @@ def shard(index: int, sequences: int = SHARD) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, shards: int = 5, dtype: str = "fp32", last: int = 2) -> Store:
+def write(folder: Path, shards: int = 5, dtype: str = "fp32", last: int = 2, masked: bool = True) -> Store:
     """A store of `shards` shards, the last one of `last` sequences; goes on with what is there."""
     writer = StoreWriter(folder, PLAN, dtype)
     for index in range(len(writer.records), shards):
-        writer.write(**shard(index, last if index == shards - 1 else SHARD))
+        data = shard(index, last if index == shards - 1 else SHARD)
+        if not masked:
+            data["keep"] = {HOOK: torch.ones_like(data["keep"][HOOK])}
+        writer.write(**data)
     writer.finish(shard_sequences=SHARD, context=CONTEXT, **TABLES)
     return Store(folder)
 
@@ -265,6 +273,213 @@ def test_pools_are_bounded(tmp_path: Path) -> None:
         assert sorted(index for pool in pools for index in pool) == [0, 1, 2, 3, 4]
         assert len(pools) > 1
         assert all(sum(store.manifest.shards[i].kept[HOOK] for i in pool) <= 40 for pool in pools)
+
+
+# ---- the stream beside the few lines that define it
+
+POOLS = {"one pool": 1 << 20, "pools of two": 40 * WIDTH * 4, "pools of one": 1}
+
+
+def defined(store: Store, seed: int, rows: int, held_out: int, pool_bytes: int) -> torch.Tensor:
+    """The first rows of the stream, by its definition: shards in a random order, as many together as fit a pool (at
+    least one), all rows of a pool permuted."""
+
+    def draws(*place: int | str) -> torch.Generator:
+        digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") // 2)
+
+    shards, left = [], store.manifest.sequences - held_out
+    for record in store.manifest.shards:
+        values, keep = store.read(record, HOOK, f"{HOOK}#keep")
+        shards.append(values[: max(left, 0)][keep[: max(left, 0)]].float())
+        left -= record.sequences
+    limit = max(pool_bytes // (4 * WIDTH), *map(len, shards))
+    found: list[torch.Tensor] = []
+    epoch = 0
+    while sum(map(len, found)) < rows:
+        pools: list[list[int]] = [[]]
+        for index in torch.randperm(len(shards), generator=draws("shards", epoch)).tolist():
+            if pools[-1] and sum(len(shards[i]) for i in pools[-1]) + len(shards[index]) > limit:
+                pools.append([])
+            pools[-1].append(index)
+        for number, pool in enumerate(pools):
+            together = torch.cat([shards[i] for i in sorted(pool)])
+            found.append(together[torch.randperm(len(together), generator=draws("rows", epoch, number))])
+        epoch += 1
+    return torch.cat(found)[:rows]
+
+
+@pytest.mark.parametrize("pool_bytes", POOLS.values(), ids=POOLS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("masked", "held_out"), [(True, 0), (False, 0), (True, 3), (False, 6)])
+def test_rows_come_in_the_order_that_is_defined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool_bytes: int, dtype: str, masked: bool, held_out: int
+) -> None:
+    monkeypatch.setattr(direct, "PIECE", 64)  # a shard is many pieces
+    store = write(tmp_path / "s", dtype=dtype, masked=masked)
+    for seed in (0, 5):
+        wanted = defined(store, seed, 240, held_out, pool_bytes)
+        stream = Store(tmp_path / "s").rows(HOOK, seed, held_out, pool_bytes)
+        # Twice: the first epoch hashes what it reads, a later stream does not.
+        for batch, start in ((8, 0), (16, 0), (7, 1), (50, 63), (200, 40)):
+            count = (240 - start) // batch
+            got = list(islice(stream.batches(batch, start), count))
+            assert {(*part.shape, part.dtype) for part in got} == {(batch, WIDTH, torch.float32)}
+            assert torch.equal(torch.cat(got), wanted[start : start + count * batch])
+
+
+def test_two_streams_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    store = write(tmp_path / "s")
+    rows = store.rows(HOOK, 0, pool_bytes=POOLS["pools of two"])
+    wanted = defined(store, 0, 200, 0, POOLS["pools of two"])
+    both = list(islice(zip(rows.batches(10), rows.batches(10, 50), strict=True), 15))
+    assert torch.equal(torch.cat([one for one, _ in both]), wanted[:150])
+    assert torch.equal(torch.cat([other for _, other in both]), wanted[50:])
+
+
+@pytest.mark.parametrize("pool_bytes", POOLS.values(), ids=POOLS)
+def test_a_batch_that_is_kept_does_not_change(tmp_path: Path, pool_bytes: int) -> None:
+    store = write(tmp_path / "s")
+    kept = list(islice(store.rows(HOOK, 0, pool_bytes=pool_bytes).batches(10), 40))
+    assert torch.equal(torch.cat(kept), defined(store, 0, 400, 0, pool_bytes))
+    # Nor does writing into one change what comes later.
+    stream = store.rows(HOOK, 0, pool_bytes=pool_bytes).batches(10)
+    for batch in kept:
+        assert torch.equal(next(stream).clone(), batch)
+        batch.zero_()
+
+
+@pytest.mark.parametrize(("pool_bytes", "most"), [(1 << 20, 1), (40 * WIDTH * 4, 2)])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_memory_is_two_pools_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool_bytes: int, most: int, dtype: str
+) -> None:
+    store, rooms = write(tmp_path / "s", dtype=dtype), []
+    monkeypatch.setattr(reader, "room", lambda *size: rooms.append(direct.room(*size)) or rooms[-1])
+    monkeypatch.setattr(store, "read", None)  # which makes tensors of its own
+    for _ in islice(store.rows(HOOK, 0, pool_bytes=pool_bytes).batches(10), 60):
+        pass
+    assert len(rooms) == most
+    assert all(room.nbytes <= min(77, pool_bytes // (4 * WIDTH)) * WIDTH * room.element_size() for room in rooms)
+    assert {room.element_size() for room in rooms} == {4 if dtype == "fp32" else 2}
+
+
+def test_a_store_of_one_pool_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, filled = write(tmp_path / "s"), []
+    fill = store.fill
+    monkeypatch.setattr(store, "fill", lambda *place: filled.append(place[1].file) or fill(*place))
+    rows = store.rows(HOOK, 0)
+    for start in (0, 100):
+        list(islice(rows.batches(10, start), 30))
+    assert sorted(filled) == [record.file for record in store.manifest.shards]
+
+
+def test_a_stream_that_is_dropped_ends_its_threads(tmp_path: Path) -> None:
+    stream = write(tmp_path / "s").rows(HOOK, 0).batches(10)
+    next(stream)
+    assert any(thread.name.startswith("store") for thread in threading.enumerate())
+    stream.close()
+    assert not any(thread.name.startswith("store") for thread in threading.enumerate())
+
+
+# ---- reading straight into memory
+
+
+def _plain(store: Store, index: int, sequences: int) -> torch.Tensor:
+    values, keep = store.read(store.manifest.shards[index], HOOK, f"{HOOK}#keep")
+    return values[:sequences][keep[:sequences]]
+
+
+@pytest.mark.parametrize("piece", [1, 24, 100, 1 << 20])
+def test_the_direct_reading_shows_every_byte_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(direct, "PIECE", piece)
+    store = write(tmp_path / "s")
+    record, wanted = store.manifest.shards[2], _plain(store, 2, 3)
+    for digest in (hashlib.sha256(), None):
+        rows, path = torch.full_like(wanted, -1), tmp_path / "s" / record.file
+        direct.read_rows(path, record.bytes, HOOK, 3, rows, digest and digest.update)
+        assert torch.equal(rows, wanted)
+        assert digest is None or digest.hexdigest() == record.sha256
+
+
+def _renew(folder: Path, data: bytes) -> Store:
+    """Put bytes in the place of a shard, and say in the manifest that they are right."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][2] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "00002.safetensors").write_bytes(data)
+    return Store(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[:7],
+        lambda data: struct.pack("<Q", 1 << 62) + data[8:],
+        lambda data: data[:8] + b"[" + data[9:],
+        lambda data: data.replace(b'"BOOL"', b'"B00L"'),
+        lambda data: data.replace(b"#keep", b"#kept"),
+        lambda data: data.replace(b"[4,5,3]", b"[4,3,5]"),
+        lambda data: data.replace(b'"data_offsets":[', b'"data_offsets":"', 1),
+    ],
+    ids=["short", "long header", "no header", "dtype", "key", "shape", "offsets"],
+)
+def test_a_shard_that_is_none(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    write(tmp_path / "s")
+    path = tmp_path / "s" / "00002.safetensors"
+    whole = path.read_bytes()
+    damaged = change(whole)
+    assert damaged != whole
+    # Once as the manifest does not know it, once as what it says is right.
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"00002\.safetensors: (damaged|\d+ bytes)") as told:
+        next(Store(tmp_path / "s").rows(HOOK, 0).batches(10))
+    assert "\n" not in str(told.value)
+    store = _renew(tmp_path / "s", damaged)
+    with pytest.raises(UserError, match=r"00002\.safetensors: ") as told:
+        next(store.rows(HOOK, 0).batches(10))
+    assert "\n" not in str(told.value)
+
+
+def test_what_the_direct_reading_does_not_know_is_read_all_the_same(tmp_path: Path) -> None:
+    store = write(tmp_path / "s", dtype="bf16")
+    wanted = defined(store, 0, 77, 0, 1 << 20)
+    record = store.manifest.shards[2]
+    tokens, values, keep = store.read(record, "tokens", HOOK, f"{HOOK}#keep")
+    other = save({"tokens": tokens, HOOK: values.float(), f"{HOOK}#keep": keep})
+    assert torch.equal(next(_renew(tmp_path / "s", other).rows(HOOK, 0).batches(77)), wanted)
+
+
+def test_a_count_that_is_wrong_in_the_manifest(tmp_path: Path) -> None:
+    write(tmp_path / "s")
+    path = tmp_path / "s" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["shards"][2]["kept"][HOOK] += 1
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"00002\.safetensors: not the rows that the manifest says"):
+        next(Store(tmp_path / "s").rows(HOOK, 0).batches(10))
+
+
+def test_damage_found_while_reading_ahead_comes_as_one_line(tmp_path: Path) -> None:
+    store = write(tmp_path / "s")
+    stream = store.rows(HOOK, 0, pool_bytes=POOLS["pools of one"])
+    last = stream._pools(0)[-1][0]
+    _flip(tmp_path / "s" / store.manifest.shards[last].file)
+    batches, before = stream.batches(1), 77 - store.manifest.shards[last].kept[HOOK]
+    assert len(list(islice(batches, before))) == before
+    with pytest.raises(UserError, match=rf"{last:05d}\.safetensors: damaged"):
+        next(batches)
+
+
+def test_a_shard_that_is_lost_after_it_was_found_right(tmp_path: Path) -> None:
+    store = write(tmp_path / "s")
+    batches = store.rows(HOOK, 0, pool_bytes=POOLS["pools of one"]).batches(77)
+    next(batches)
+    path = tmp_path / "s" / store.manifest.shards[0].file
+    os.truncate(path, path.stat().st_size - 1)
+    # Some rows of the second epoch may have been read before that.
+    with pytest.raises(UserError, match=r"00000\.safetensors: .* bytes, the manifest says"):
+        list(islice(batches, 2))
 
 
 @pytest.mark.parametrize("held_out", [1, 2, 3, 9])

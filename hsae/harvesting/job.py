@@ -7,16 +7,14 @@ import errno
 import itertools
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from rich.console import Console
-from torch import Tensor
 
 from hsae import config as configs
 from hsae.errors import UserError
@@ -24,7 +22,9 @@ from hsae.figures import duration, size
 from hsae.files import alone
 from hsae.harvesting.config import HarvestConfig
 from hsae.harvesting.exclude import keep_mask
-from hsae.harvesting.packing import Cursor, Packing, Row, Rows
+from hsae.harvesting.feed import Feed
+from hsae.harvesting.packing import Cursor, Packing
+from hsae.harvesting.shard import Shard
 from hsae.harvesting.text import Source
 from hsae.lm import LM
 from hsae.loading import files_fingerprint
@@ -32,6 +32,9 @@ from hsae.progress import Bar, say
 from hsae.store import Manifest, StoreWriter
 from hsae.store.manifest import BYTES, DTYPES
 from hsae.store.writer import PLAN
+
+# How many tokens are made ahead of the model: a few times what the tokeniser makes at once.
+TOKENS_AHEAD = 1 << 17
 
 
 class Job:
@@ -87,37 +90,60 @@ class Job:
     def run(self) -> Path:
         """Harvest what is missing."""
         self._check_disk()
-        rows, first = self.packing.rows(self.source, self.lm.tokenizer), None
-        if not (self.folder / PLAN).exists():
-            # Mistakes in the text show here, before anything is made.
-            first = self._some(next(rows, None))
-        with alone(self.folder, "hsae harvest"):
+        with ExitStack() as stack:
+            feed = None
+            if not (self.folder / PLAN).exists():
+                # Mistakes in the text show here, before anything is made.
+                feed = stack.enter_context(self._feed(Cursor(), 0))
+                self._require_text(feed)
+            stack.enter_context(alone(self.folder, "hsae harvest"))
             writer = StoreWriter(self.folder, self.tables, self.config.dtype)
-            if writer.resume:
-                rows, first = self.packing.rows(self.source, self.lm.tokenizer, Cursor(**writer.resume)), None
-            return self._harvest(writer, rows, itertools.chain([first] if first else [], rows))
+            if feed is None or writer.resume:
+                cursor = Cursor(**writer.resume) if writer.resume else Cursor()
+                feed = stack.enter_context(self._feed(cursor, writer.sequences))
+                if not writer.resume:
+                    self._require_text(feed)
+            return self._harvest(writer, feed)
 
-    def _some(self, row: Row | None) -> Row:
-        if row is None:
+    def _feed(self, cursor: Cursor, done: int) -> Feed:
+        """Batches from a cursor on, where so many sequences are done. No batch lies in two shards."""
+        config = self.config
+        sizes = (
+            min(config.batch_sequences, shard + self.shard_sequences - start, config.sequences - start)
+            for shard in range(done, config.sequences, self.shard_sequences)
+            for start in range(shard, min(shard + self.shard_sequences, config.sequences), config.batch_sequences)
+        )
+        rows = self.packing.rows(self.source, self.lm.tokenizer, cursor)
+        return Feed(rows, sizes, TOKENS_AHEAD // (config.batch_sequences * config.context))
+
+    def _require_text(self, feed: Feed) -> None:
+        if feed.peek() is None:
             data = ", ".join(self.config.data)
             raise UserError(f"{data}: not enough text for one context of {self.config.context} tokens")
-        return row
 
-    def _harvest(self, writer: StoreWriter, rows: Rows, stream: Iterator[Row]) -> Path:
-        """The shards that are missing, then the manifest. `stream` gives the rows, with any that was peeked at."""
+    def _harvest(self, writer: StoreWriter, feed: Feed) -> Path:
+        """The shards that are missing, then the manifest."""
         config, done = self.config, writer.sequences
-        cursor = Cursor(**writer.resume) if writer.resume else Cursor()
+        first = feed.peek()
+        differs = self.lm.trust_fast(first.tokens, config.hooks) if first is not None else ""
         self._announce(done)
+        if differs:
+            say(self.console, differs)
         bar = Bar(self.console, "harvest", config.sequences * config.context, done * config.context)
         try:
-            with bar:
-                for shard in self._shards(itertools.islice(stream, config.sequences - done), bar):
-                    cursor = shard.cursor
-                    self._write(writer, shard)
+            with bar, ThreadPoolExecutor(1, thread_name_prefix="write") as thread:
+                writing: Future[None] | None = None
+                for shard in self._shards(feed, bar):
+                    # One shard is written while the next is computed, never two.
+                    if writing is not None:
+                        writing.result()
+                    writing = thread.submit(self._write, writer, shard)
+                if writing is not None:
+                    writing.result()
         except KeyboardInterrupt:
             kept = f"{writer.sequences:,} of {config.sequences:,} sequences are kept"
             raise KeyboardInterrupt(f"interrupted; {kept}, and the same command goes on from there") from None
-        manifest = self._finish(writer, rows, cursor)
+        manifest = self._finish(writer, feed)
         if manifest.sequences < config.sequences:
             short = f"{manifest.tokens:,} of the {config.sequences * config.context:,} tokens asked for"
             say(self.console, f"the text ran out: the store holds {short}")
@@ -167,24 +193,26 @@ class Job:
                 values.cpu()
         return (time.perf_counter() - start) / config.batch_sequences
 
-    def _shards(self, rows: Iterator[Row], bar: Bar) -> Iterator[Shard]:
+    def _shards(self, feed: Feed, bar: Bar) -> Iterator[Shard]:
+        """Whole shards, and what is left at the end. Two take turns: one is filled while the other is used."""
         config = self.config
-        while batch := list(itertools.islice(rows, self.shard_sequences)):
-            shard = Shard.empty(len(batch), config.context, self.widths, getattr(torch, DTYPES[config.dtype]))
-            for start in range(0, len(batch), config.batch_sequences):
-                part = batch[start : start + config.batch_sequences]
-                tokens = torch.from_numpy(np.stack([row.tokens for row in part]))
-                lengths = torch.tensor([row.length for row in part])
-                here = slice(start, start + len(part))
-                shard.tokens[here] = tokens
-                for hook, values in self.lm.tap(tokens, config.hooks).items():
-                    keep, excluded = keep_mask(config, tokens, lengths, values, self.lm.special_ids)
-                    shard.activations[hook][here] = values.to(shard.activations[hook].dtype)
-                    shard.keep[hook][here] = keep
-                    for reason, count in excluded.items():
-                        shard.excluded[hook][reason] = shard.excluded[hook].get(reason, 0) + count
-                bar.advance(tokens.numel())
-            yield dataclasses.replace(shard, cursor=batch[-1].cursor)
+        sequences, dtype = min(self.shard_sequences, config.sequences), getattr(torch, DTYPES[config.dtype])
+        room = itertools.cycle(Shard(sequences, config.context, self.widths, dtype) for _ in range(2))
+        shard = next(room)
+        for batch in feed:
+            activations = self.lm.tap(batch.tokens, config.hooks)
+            keep = {
+                hook: keep_mask(config, batch.tokens, batch.lengths, values, self.lm.special_ids)
+                for hook, values in activations.items()
+            }
+            shard.add(batch, activations, keep)
+            bar.advance(batch.tokens.numel())
+            if shard.full:
+                yield shard
+                shard = next(room)
+                shard.clear()
+        if shard.sequences:
+            yield shard
 
     def _write(self, writer: StoreWriter, shard: Shard) -> None:
         try:
@@ -196,39 +224,18 @@ class Job:
                 raise
             raise UserError(f"{self.folder}: the disk is full; free some of it, and the same command goes on") from None
 
-    def _finish(self, writer: StoreWriter, rows: Rows, cursor: Cursor) -> Manifest:
-        ran_out = writer.sequences < self.config.sequences
+    def _finish(self, writer: StoreWriter, feed: Feed) -> Manifest:
+        ran_out, cursor = writer.sequences < self.config.sequences, Cursor(**writer.resume)
         self.lm.tokenizer.save_pretrained(self.folder / "tokenizer")
         text = self.tables["text"] | {
             "documents": cursor.documents,
             # Those behind the last document that was used are known only when the text was read to its end.
-            "duplicates": rows.duplicates if ran_out else cursor.duplicates,
+            "duplicates": feed.duplicates if ran_out else cursor.duplicates,
             "truncated": cursor.truncated,
             "ran_out": ran_out,
         }
         return writer.finish(
             shard_sequences=self.shard_sequences, context=self.config.context, **(self.tables | {"text": text})
-        )
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard in memory, in the store's dtype."""
-
-    tokens: Int[Tensor, "sequence position"]
-    activations: dict[str, Float[Tensor, "sequence position width"]]
-    keep: dict[str, Bool[Tensor, "sequence position"]]
-    excluded: dict[str, dict[str, int]]
-    cursor: Cursor
-
-    @classmethod
-    def empty(cls, sequences: int, context: int, widths: Mapping[str, int], dtype: torch.dtype) -> Shard:
-        return cls(
-            torch.empty(sequences, context, dtype=torch.int32),
-            {hook: torch.empty(sequences, context, width, dtype=dtype) for hook, width in widths.items()},
-            {hook: torch.empty(sequences, context, dtype=torch.bool) for hook in widths},
-            {hook: {} for hook in widths},
-            Cursor(),
         )
 
 

@@ -16,7 +16,7 @@ from hsae.harvesting.text import Document, Source
 Separator = Literal["auto", "eos", "bos", "none"]
 
 # Documents are tokenised together until they hold this many characters.
-BATCH_CHARACTERS = 1 << 19
+BATCH_CHARACTERS = 1 << 17
 BATCH_DOCUMENTS = 1024
 
 
@@ -208,5 +208,11 @@ def _after(cursor: Cursor) -> Cursor:
 
 
 def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and hasattr(backend, "encode_batch_fast"):
+        # What the call below does, without the characters' offsets, which take a quarter of the time.
+        backend.no_truncation()
+        backend.no_padding()
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
     # verbose: a document longer than the model's context is no reason for a warning; it is cut into contexts.
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

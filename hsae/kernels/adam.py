@@ -34,6 +34,11 @@ def adam(
         betas: decay of the mean and of the mean square.
         eps: added to the root.
     """
+    if gradient.is_cuda:
+        from hsae.kernels import triton_adam
+
+        if triton_adam.fused(gradient):
+            return triton_adam.adam(gradient, mean, square, factor=factor, step=step, lr=lr, betas=betas, eps=eps)
     arrays = (gradient, mean, square)
     fast = all(a.device.type == "cpu" and a.dtype == torch.float32 and a.is_contiguous() for a in arrays)
     if not fast or load("adam") is None:

@@ -28,13 +28,18 @@ SOURCES = Path(__file__).with_name("csrc")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-pthread")
 
 
+def off() -> bool:
+    """Whether the user wants no compiled code."""
+    return os.environ.get("HSAE_KERNELS", "native") == "torch"
+
+
 @cache
 def load(name: str) -> ctypes.CDLL | None:
     """The compiled `csrc/NAME.c`; None where it is switched off, no compiler is found, or compiling fails.
 
     Functions of a `CDLL` release Python's lock while they run.
     """
-    if os.environ.get("HSAE_KERNELS", "native") == "torch":
+    if off():
         return None
     compiler = _compiler()
     if compiler is None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from hsae.learner import initial_weights
 from hsae.paper.latents import Latent
 from hsae.paper.measure import (
     Deciles,
@@ -27,6 +26,7 @@ from hsae.paper.plan import Arm
 from hsae.paper.published import METRICS, TABLE_1
 from hsae.paper.statistics import mismatch
 from hsae.run import Run
+from hsae.start import initial_weights
 from hsae.trainconfig import TrainConfig
 
 

@@ -42,7 +42,8 @@ def competing(synapse: Synapse, p: float = 2.0) -> Float[Tensor, "token latent"]
 
 def count(synapse: Synapse) -> Float[Tensor, ""]:
     """The number of tokens, as a statistic."""
-    return torch.tensor(float(len(synapse.x)), device=synapse.x.device)
+    # Filled on the device: a number copied to a GPU would make the host wait, and cannot be captured in a graph.
+    return torch.full((), float(len(synapse.x)), device=synapse.x.device)
 
 
 def over_tokens(values: Float[Tensor, "token latent"]) -> Float[Tensor, "latent"]:

@@ -61,21 +61,21 @@ class Backprop(Rule):
 
     @classmethod
     def step(cls, parts: Mapping[str, Part]) -> dict[str, tuple[Weights, State]]:
-        gradients = {name: _mean(p.statistics) for name, p in parts.items()}
-        norm = torch.stack([g.norm() for gradient in gradients.values() for g in gradient.values()]).norm()
-        return {name: p.rule._clipped_adam(gradients[name], norm, p) for name, p in parts.items()}  # pyright: ignore[reportAttributeAccessIssue]
+        norms = [g.norm() / p.statistics["tokens"] for p in parts.values() for g in _gradients(p.statistics).values()]
+        norm = torch.stack(norms).norm()
+        return {name: p.rule._clipped_adam(norm, p) for name, p in parts.items()}  # pyright: ignore[reportAttributeAccessIssue]
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
         return self.step({"": Part(self, statistics, weights, state)})[""]
 
-    def _clipped_adam(self, gradient: Statistics, norm: Float[Tensor, ""], part: Part) -> tuple[Weights, State]:
-        state = part.state
-        # Tensors, so that a GPU never waits for the host.
-        factor = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else torch.ones_like(norm)
+    def _clipped_adam(self, norm: Float[Tensor, ""], part: Part) -> tuple[Weights, State]:
+        state, tokens = part.state, part.statistics["tokens"]
+        # Tensors, so that a GPU never waits for the host. The loss is a mean over tokens, its gradients came as sums.
+        factor = ((self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else torch.ones_like(norm)) / tokens
         step = state["step"] + 1
         new, moves = dict(state) | {"step": step}, {}
         rates = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps}
-        for name, value in gradient.items():
+        for name, value in _gradients(part.statistics).items():
             moments = state[f"{name}.mean"], state[f"{name}.square"]
             moves[name], new[f"{name}.mean"], new[f"{name}.square"] = adam(
                 value, *moments, factor=factor, step=step, **rates
@@ -83,6 +83,5 @@ class Backprop(Rule):
         return Weights.of(moves), new
 
 
-def _mean(sums: Statistics) -> Statistics:
-    """The gradient of the loss averaged over tokens, from sums over tokens."""
-    return {key: value / sums["tokens"] for key, value in sums.items() if key != "tokens"}
+def _gradients(sums: Statistics) -> Statistics:
+    return {key: value for key, value in sums.items() if key != "tokens"}

@@ -6,7 +6,7 @@ code = act(W_enc x + b_enc), reconstruction = code W_dec + b_dec.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar
@@ -62,9 +62,9 @@ class Variant(Registered, ABC):
         return {}
 
     def settle(
-        self, drives: Callable[[], Iterable[Float[Tensor, "token latent"]]], tokens: int, parameters: Parameters
+        self, above: Callable[[Float[Tensor, ""]], Float[Tensor, "drive"]], tokens: int, parameters: Parameters
     ) -> Parameters:
-        """Parameters for this batch, from its drives (an iterator over its micro-batches, each time it is called)."""
+        """Parameters for this batch of so many tokens, from its drives: `above` gives all that are above a number."""
         return parameters
 
     def inference(self, parameters: Parameters) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ micro-batches. The trained SAE cuts at the running average of training's cuts, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -38,12 +38,12 @@ class BatchTopK(Variant):
         return {"threshold": torch.zeros(()), "cut": torch.zeros(())}
 
     def settle(
-        self, drives: Callable[[], Iterable[Float[Tensor, "token latent"]]], tokens: int, parameters: Parameters
+        self, above: Callable[[Float[Tensor, ""]], Float[Tensor, "drive"]], tokens: int, parameters: Parameters
     ) -> Parameters:
         wanted, last = max(1, round(self.k * tokens)), parameters["cut"]
         # Half the last cut leaves few candidates. Where it leaves too few, every positive drive is one.
         for floor in (last / 2, torch.zeros_like(last)):
-            candidates = torch.cat([u[u > floor] for u in drives()])
+            candidates = above(floor)
             if len(candidates) > wanted:
                 break
         cut = torch.zeros_like(last)

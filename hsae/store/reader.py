@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hsae.errors import UserError, choices
 from hsae.files import named_folder, sha256
-from hsae.store.manifest import NAME, HookRecord, Manifest, ShardRecord, keep_key
+from hsae.store.direct import Doubt, read_rows, room
+from hsae.store.manifest import DTYPES, NAME, HookRecord, Manifest, ShardRecord, keep_key
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,33 @@ class Store:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be read ({error}); {mend}") from None
 
+    def fill(self, rows: Float[Tensor, "row width"], shard: ShardRecord, hook: str, sequences: int) -> None:
+        """Put the rows that count of a shard's first `sequences` into `rows`, which are contiguous and as many.
+
+        Checks and errors are those of `read`.
+        """
+        path = self.folder / shard.file
+        digest = None if shard.file in self._verified else hashlib.sha256()
+        try:
+            read_rows(path, shard.bytes, hook, sequences, rows, None if digest is None else digest.update)
+        except (OSError, Doubt):
+            pass
+        else:
+            if digest is None:
+                return
+            if digest.hexdigest() == shard.sha256:
+                self._verified.add(shard.file)
+                return
+        # Whatever is wrong, the plain reading says it.
+        values, keep = self.read(shard, hook, keep_key(hook))
+        wrong = f"{path}: not the rows that the manifest says; harvest the store again"
+        if values.shape[:2] != keep.shape:
+            raise UserError(wrong)
+        found = values[:sequences][keep[:sequences]]
+        if found.shape != rows.shape:
+            raise UserError(wrong)
+        rows.copy_(found)
+
     def chunks(self, hook: str, sequences: int, first: int = 0, last: int | None = None) -> Iterator[Chunk]:
         """Sequences `[first, last)` in order, at most `sequences` at a time, activations in float32."""
         last = self.manifest.sequences if last is None else last
@@ -120,23 +148,46 @@ class Store:
         return RowStream(self, hook, seed, held_out, pool_bytes)
 
 
+@dataclass(frozen=True)
+class _Visit:
+    """A pool and where in its shuffled rows the reading begins."""
+
+    shards: tuple[int, ...]
+    epoch: int
+    number: int
+    skip: int
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """A pool that is being read. `rows` are whole once all of `parts` are done."""
+
+    visit: _Visit
+    rows: Float[Tensor, "row width"]
+    order: Future[Int[Tensor, "row"]]
+    parts: list[Future[None]]
+
+
 class RowStream:
     """Training rows of one hook point in a shuffled order that is a pure function of the seed.
 
     Each epoch visits the shards in a new order, a pool of a few at a time, and shuffles all rows of a pool. The order
-    can be entered at any row, so a training run needs to remember only how many rows it has seen. Memory: two pools.
+    can be entered at any row, so a training run needs to remember only how many rows it has seen. Memory: two pools,
+    in the store's dtype, their orders, and a batch; a store that fits one pool takes one, and is read once.
     """
 
     def __init__(self, store: Store, hook: str, seed: int, held_out: int, pool_bytes: int) -> None:
         self.store, self.hook, self.seed = store, hook, seed
         self.width = store.manifest.hooks[hook].width
+        self._dtype: torch.dtype = getattr(torch, DTYPES[store.manifest.dtype])
         self._take = self._trainable(held_out)
         counts = [count for _, count in self._take]
         self.rows_per_epoch = sum(counts)
         if self.rows_per_epoch == 0:
             raise UserError(f"store {store.name}: no rows beside the {held_out} held-out sequences; harvest more")
+        # Counted as float32, so that the order of rows does not change with the dtype.
         self._pool_rows = max(pool_bytes // (4 * self.width), max(counts))
-        self._loaded: tuple[tuple[int, ...], Tensor] | None = None
+        self._whole: Tensor | None = None
 
     def _trainable(self, held_out: int) -> list[tuple[int, int]]:
         """For each shard, how many of its first sequences are trained on, and the rows that count in them."""
@@ -169,52 +220,76 @@ class RowStream:
             rows += count
         return [*pools, tuple(sorted(pool))]
 
-    def _load(self, pool: tuple[int, ...]) -> Tensor:
-        # A store that fits one pool is read once, not once an epoch.
-        if self._loaded is not None and self._loaded[0] == pool:
-            return self._loaded[1]
-        rows = torch.empty(sum(self._take[i][1] for i in pool), self.width)
-        start = 0
-        for index in pool:
-            sequences, count = self._take[index]
-            if count:
-                values, keep = self.store.read(self.store.manifest.shards[index], self.hook, keep_key(self.hook))
-                rows[start : start + count] = values[:sequences][keep[:sequences]].float()
-            start += count
-        self._loaded = (pool, rows)
-        return rows
-
-    def _visits(self, row: int) -> Iterator[tuple[tuple[int, ...], int, int, int]]:
-        """(shards, epoch, pool number, rows to skip) from the pool that holds the given row, for ever."""
+    def _visits(self, row: int) -> Iterator[_Visit]:
+        """The pools from the one that holds the given row on, for ever."""
         epoch, skip = divmod(row, self.rows_per_epoch)
         while True:
             for number, pool in enumerate(self._pools(epoch)):
                 count = sum(self._take[i][1] for i in pool)
                 if skip < count:
-                    yield pool, epoch, number, skip
+                    yield _Visit(pool, epoch, number, skip)
                 skip = max(0, skip - count)
             epoch += 1
+
+    def _begin(
+        self, threads: ThreadPoolExecutor, visit: _Visit, current: _Coming | None, rooms: list[Tensor]
+    ) -> _Coming:
+        """Have threads read a pool into the room that is not in use, unless it is there already."""
+        counts = [self._take[i][1] for i in visit.shards]
+        total, parts = sum(counts), []
+        if self._whole is not None:
+            rows = self._whole
+        elif current is not None and current.visit.shards == visit.shards:
+            rows = current.rows
+        else:
+            if len(rooms) < 2:
+                rooms.append(room(min(self._pool_rows, self.rows_per_epoch), self.width, self._dtype))
+            else:
+                rooms.reverse()
+            rows = rooms[-1][:total]
+            for index, part in zip(visit.shards, rows.split(counts), strict=True):
+                if len(part):
+                    shard, sequences = self.store.manifest.shards[index], self._take[index][0]
+                    parts.append(threads.submit(self.store.fill, part, shard, self.hook, sequences))
+        generator = self._generator("rows", visit.epoch, visit.number)
+        return _Coming(visit, rows, threads.submit(torch.randperm, total, generator=generator), parts)
 
     def batches(self, rows: int, start: int = 0) -> Iterator[Float[Tensor, "row width"]]:
         """Batches of exactly `rows` rows (float32, CPU), for ever, from row `start` of the stream on.
 
-        The next pool is read by a thread while the current one is used.
+        Threads read the next pool while the current one is used. A batch is the caller's: its memory is not used again.
         """
-        parts: list[Tensor] = []
-        have = 0
-        visits = self._visits(start)
-        with ThreadPoolExecutor(1, thread_name_prefix="store") as thread:
-            visit = next(visits)
-            ready: Future[Tensor] = thread.submit(self._load, visit[0])
+        visits, rooms, have = self._visits(start), [], 0
+        batch = staged = torch.empty(0)
+        coming: _Coming | None = None
+        # Two readers: the first visit's checksums take a core longer than the disk takes.
+        threads = ThreadPoolExecutor(2, thread_name_prefix="store")
+        try:
+            coming = self._begin(threads, next(visits), coming, rooms)
             while True:
-                pool, (_, epoch, number, skip) = ready.result(), visit
-                visit = next(visits)
-                ready = thread.submit(self._load, visit[0])
-                order = torch.randperm(len(pool), generator=self._generator("rows", epoch, number))
+                for part in coming.parts:
+                    part.result()
+                pool, order, skip = coming.rows, coming.order.result(), coming.visit.skip
+                if len(pool) == self.rows_per_epoch:
+                    self._whole = pool
+                coming = self._begin(threads, next(visits), coming, rooms)
                 while skip < len(pool):
-                    part = pool[order[skip : skip + rows - have]]
-                    skip, have = skip + len(part), have + len(part)
-                    parts.append(part)
+                    if have == 0:
+                        batch = torch.empty(rows, self.width)
+                    count = min(rows - have, len(pool) - skip)
+                    numbers, target = order[skip : skip + count], batch[have : have + count]
+                    if pool.dtype == batch.dtype:
+                        torch.index_select(pool, 0, numbers, out=target)
+                    else:
+                        if len(staged) == 0:
+                            staged = torch.empty(rows, self.width, dtype=pool.dtype)
+                        target.copy_(torch.index_select(pool, 0, numbers, out=staged[:count]))
+                    skip, have = skip + count, have + count
                     if have == rows:
-                        yield parts[0] if len(parts) == 1 else torch.cat(parts)
-                        parts, have = [], 0
+                        yield batch
+                        have = 0
+        finally:
+            # Not `cancel_futures`: it fails where the interpreter is shutting down.
+            for part in coming.parts if coming else ():
+                part.cancel()
+            threads.shutdown()

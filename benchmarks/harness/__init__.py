@@ -1,0 +1,1 @@
+"""How it is measured: environments, worker processes, data, rounds, reports. Knows no tool's insides."""
