@@ -65,7 +65,7 @@ def _tune_process() -> None:
     # glibc gives large temporaries back to the system at once, and every step faults their pages in again: keep them.
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-3, 8 << 20)  # M_MMAP_THRESHOLD
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from hsae.forward import Auxiliary, Forward
 from hsae.fused_forward import Products, fused_forward
+from hsae.kernels.softhebb import competes
 from hsae.kernels.sparse import available, encode
 from hsae.revival import Patient
 from hsae.rules import Part, Rule, State, Statistics, Weights
 from hsae.rules.backprop import Backprop
 from hsae.sae import SAE, Selection
+from hsae.sae.relu import ReLU
 from hsae.setup import Setup
 from hsae.sparse_forward import SparseForward
 from hsae.start import initial_weights
@@ -25,7 +27,7 @@ from hsae.steering import Steering
 # Entries of [token, latent] in a micro-batch on a CPU, so that it stays in the last cache; and its tokens.
 CELLS, TOKENS = 1 << 21, (64, 512)
 # Entries of a sparse code in a micro-batch, and the tokens of a micro-batch that is computed so.
-ENTRIES, SPARSE_TOKENS = 1 << 21, 4096
+ENTRIES, SPARSE_TOKENS = 1 << 19, 4096
 # Above this share of active latents [token, latent] matrices are faster (from 40% with AVX2, 55% with AVX-512).
 DENSE = 0.4
 
@@ -129,14 +131,21 @@ class Learner:
         """A micro-batch through the SAE as it stands in training."""
         return Forward(x - self.centre, self.weights, self._variant, self._auxiliary)
 
-    def forwards(self, x: Float[Tensor, "token width"], micro_batch: int = 0) -> Iterator[Forward]:
+    def forwards(
+        self, x: Float[Tensor, "token width"], micro_batch: int = 0, reconstructed: bool = True
+    ) -> Iterator[Forward]:
         """A batch through the SAE, a micro-batch at a time: by sparse codes where that is faster.
 
         Args:
             x: activations, not centred.
             micro_batch: tokens computed at once; 0: as many as are fast.
+            reconstructed: codes and reconstructions will be asked for, and not only what the rules need.
         """
-        done = 0
+        done, dense = 0, self.tokens(micro_batch)
+        plain = self.setup.tied and isinstance(self._variant, ReLU)
+        if not reconstructed and plain and self.setup.encoder.competes and competes(x.device):
+            # No [token, latent] matrix will be made.
+            dense = micro_batch or SPARSE_TOKENS
         while done < len(x):
             if x.device.type == "cuda" and (fused := self._fused_forward(x[done : done + (micro_batch or len(x))])):
                 yield fused
@@ -144,7 +153,7 @@ class Learner:
                 continue
             forward = self._sparse_forward(x[done : done + (micro_batch or self._sparse_tokens())])
             if forward is None:
-                forward = self.forward(x[done : done + self.tokens(micro_batch)])
+                forward = self.forward(x[done : done + dense])
             yield forward
             done += len(forward.x)
             if self._sparse:

@@ -121,7 +121,7 @@ class Loop:
         watched = self.device.type == "cpu" and not all(rule.blind for rule in learner.rules.values())
         loss, statistics = 0.0, dict[str, Any]()
         learner.begin(x, moment, self.settings.micro_batch)
-        for forward in learner.forwards(x, self.settings.micro_batch):
+        for forward in learner.forwards(x, self.settings.micro_batch, logged or revive is not None):
             accumulate(statistics, learner.statistics(forward))
             if logged:
                 meter.add(forward.x, forward.error, forward.usage, forward.beside)

@@ -45,10 +45,6 @@ class Competition:
         total, size, fired = ((ones @ values).squeeze(0) for values in (s, s.abs(), (u > 0).to(u.dtype)))
         return cls(s.T @ x, total, size, fired, torch.relu(u).sum())
 
-    def plus(self, other: Competition) -> Competition:
-        """Of the tokens of both."""
-        return Competition(**{name: value + getattr(other, name) for name, value in vars(self).items()})
-
 
 def competition(u: Float[Tensor, "token latent"], temperature: float, signed: bool) -> Float[Tensor, "token latent"]:
     """The post-synaptic signal s. Ties go to the first latent."""
@@ -58,6 +54,11 @@ def competition(u: Float[Tensor, "token latent"], temperature: float, signed: bo
         won = s.gather(-1, winner)
         s.neg_().scatter_(-1, winner, won)
     return s
+
+
+def competes(device: torch.device) -> bool:
+    """Whether `compete` gives sums on a device."""
+    return device.type == "cpu" and load("softhebb") is not None
 
 
 def compete(
@@ -78,19 +79,16 @@ def compete(
         signed: losers count with the opposite sign.
         drive: filled with the drive, where given.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or load("softhebb") is None:
+    if x.dtype != torch.float32 or not competes(x.device):
         return None
     packed, bias = packed_rows("softhebb", W, b)
-    block = max(64, CELLS // len(W))
+    (latents, width), threads = W.shape, torch.get_num_threads()
+    block = max(64, CELLS // latents)
+    work = x.new_empty(call("softhebb", "work_size", min(block, len(x)), width, latents))
+    sx, (s, y, fired), total = torch.zeros_like(W), x.new_zeros(3, latents).unbind(), x.new_empty(len(x))
     drives = [None] * -(-len(x) // block) if drive is None else drive.split(block)
-    sums: Competition | None = None
-    for rows, out in zip(x.split(block), drives, strict=True):
-        tokens, (latents, width) = len(rows), W.shape
-        work = x.new_empty(call("softhebb", "work_size", tokens, width, latents))
-        sx, s, y, fired, total = torch.empty_like(W), *x.new_empty(3, latents).unbind(), x.new_empty(tokens)
-        where, threads = (packed, bias, tokens, width, latents), torch.get_num_threads()
-        result = (out, work, sx, s, y, fired, total)
+    for rows, totals, out in zip(x.split(block), total.split(block), drives, strict=True):
+        where = (packed, bias, len(rows), width, latents)
+        result = (out, work, sx, s, y, fired, totals)
         call("softhebb", "softhebb", rows.contiguous(), *where, float(temperature), int(signed), *result, threads)
-        part = Competition(sx, s, y, fired, total.sum())
-        sums = part if sums is None else sums.plus(part)
-    return sums
+    return Competition(sx, s, y, fired, total.sum())

@@ -152,6 +152,11 @@ class Rule(Registered, ABC):
     blind: ClassVar[bool] = True
     """does not look at what the reconstruction leaves over"""
 
+    @property
+    def competes(self) -> bool:
+        """Asks a synapse for nothing but `competition`."""
+        return False
+
     def bias(self, latents: int) -> Float[Tensor, "latent"]:
         """The encoder bias that training starts from."""
         return torch.zeros(latents)

@@ -68,6 +68,10 @@ class SoftHebb(Rule):
         require(self.p >= 1, "p", "1 or above", self.p)
         require(self.bias_lr >= 0, "bias_lr", "0 or above", self.bias_lr)
 
+    @property
+    def competes(self) -> bool:
+        return self.p == 2
+
     def bias(self, latents: int) -> Float[Tensor, "latent"]:
         if not self.prior:
             return torch.zeros(latents)

@@ -122,9 +122,9 @@ static void product_share(void *job, int thread, int threads) {
                 }
         }
         for (int64_t i = 0, k; i < PANEL && (k = p * PANEL + i) < a->latents; i++) {
-            for (int64_t j = 0; j < a->width; j++) a->sx[k * a->width + j] = out[j * PANEL + i];
-            a->sum[k] = sums[i / LANES][i % LANES];
-            a->size[k] = sizes[i / LANES][i % LANES];
+            for (int64_t j = 0; j < a->width; j++) a->sx[k * a->width + j] += out[j * PANEL + i];
+            a->sum[k] += sums[i / LANES][i % LANES];
+            a->size[k] += sizes[i / LANES][i % LANES];
         }
     }
     free(out);
@@ -135,8 +135,8 @@ int64_t work_size(int64_t tokens, int64_t width, int64_t latents) {
     return tokens * (panels_of(latents) * PANEL + (width + ROWS - 1) / ROWS * ROWS);
 }
 
-// With s the signed softmax of temperature · (W x + b): sx = sᵀ x, sum = Σ s, size = Σ |s| over tokens; besides, how often
-// each drive was above 0, and each token's sum of those drives. `drive` is filled unless it is NULL.
+// With s the signed softmax of temperature · (W x + b), add sᵀ x to sx, Σ s to sum and Σ |s| to size, over tokens; to
+// fired how often each drive was above 0. `total` is each token's sum of those drives. `drive` is filled unless NULL.
 void softhebb(const float *x, const float *packed, const float *bias, int64_t tokens, int64_t width, int64_t latents,
               float temperature, int64_t is_signed, float *drive, float *work, float *sx, float *sum, float *size,
               float *fired, float *total, int64_t threads) {
@@ -152,7 +152,7 @@ void softhebb(const float *x, const float *packed, const float *bias, int64_t to
     for (int64_t k = 0; k < latents; k++) {
         int64_t n = 0;
         for (int64_t t = 0; t < threads; t++) n += a.fired[t * padded + k];
-        fired[k] = n;
+        fired[k] += n;
     }
     free(a.fired);
 }
