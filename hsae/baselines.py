@@ -161,7 +161,7 @@ def _measure(
     meter = Meter(held.cpu().double().mean(0).float().to(held.device), codes)
     for x in held.split(BLOCK):
         reconstruction, code = predict(x)
-        meter.add(x, reconstruction - x, Usage.of(code), x.new_zeros(()))
+        meter.add(x, reconstruction - x, Usage.of(code.abs()), x.new_zeros(()))
     found = meter.result()
     values = {key: getattr(found, key) for key in ("mse", "evr", "evr_std", "evr_median", "evr_pooled", "l0")}
     finite = {key: value if math.isfinite(value) else None for key, value in values.items()}

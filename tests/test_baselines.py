@@ -185,7 +185,7 @@ def test_the_metrics_are_those_of_a_runs_table(store: Store):
     centre = train.mean(0)
     top = torch.linalg.eigh(train.double().T.cov()).eigenvectors[:, -3:].float()
     code = (x - centre) @ top
-    meter.add(x, code @ top.T + centre - x, Usage.of(code), torch.zeros(()))
+    meter.add(x, code @ top.T + centre - x, Usage.of(code.abs()), torch.zeros(()))
     wanted, got = meter.result(), compute(store, x, blocks(train), ranks=(3,))["pca-3"]
     for name in ("mse", "evr", "evr_std", "evr_median", "evr_pooled", "l0", "dictionary"):
         assert getattr(got, name) == pytest.approx(getattr(wanted, name), rel=1e-4), name

@@ -15,9 +15,11 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -85,13 +87,30 @@ def _c(value: Tensor | int | float | None) -> object:
 def packed_rows(
     library: str, W: Float[Tensor, "latent width"], b: Float[Tensor, "latent"] | None
 ) -> tuple[Float[Tensor, "_"], Float[Tensor, "_"]]:
-    """An encoder's rows side by side, a panel of latents at a time, and its bias: as `csrc/panel.h` takes them."""
+    """An encoder's rows side by side, a panel of latents at a time, and its bias: as `csrc/panel.h` takes them.
+
+    They are good until the next call in this thread.
+    """
     latents, width = W.shape
     panel = call(library, "panel")
     padded = -(-latents // panel) * panel
-    packed, bias = W.new_empty(padded * width), W.new_empty(padded)
+    packed, bias = _room(padded * width), W.new_empty(padded)
     call(library, "pack", W.contiguous(), b, latents, width, packed, bias)
     return packed, bias
+
+
+_kept = threading.local()
+# Floats from which on PyTorch asks for huge pages. In small ones every panel costs the processor's page tables time:
+# encoding then takes up to twice as long.
+HUGE = 1 << 19
+
+
+def _room(size: int) -> Float[Tensor, "_"]:
+    """Memory for so many floats, the same from call to call."""
+    room = getattr(_kept, "room", None)
+    if room is None or len(room) < size:
+        room = _kept.room = torch.empty(max(size, HUGE))
+    return room[:size]
 
 
 @cache

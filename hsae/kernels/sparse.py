@@ -19,6 +19,8 @@ from hsae.sae import Selection
 
 # The least number above 0: a drive that reaches it is above 0.
 LEAST = 1.4e-45
+# Products that take as long as several starts of a thread.
+THREAD = 1 << 22
 
 
 def available(device: torch.device) -> bool:
@@ -62,18 +64,13 @@ class Code:
         """Where each latent's entries begin (and the last one's end), their tokens, their values."""
         first = torch.empty(self.latents + 1, dtype=torch.int64)
         token, value = torch.empty_like(self.index), torch.empty_like(self.value)
-        call(
-            "sparse",
-            "by_latent",
-            *self._by_token,
-            len(self.start),
-            self.latents,
-            first,
-            token,
-            value,
-            torch.get_num_threads(),
-        )
-        return first, token, value
+        sizes, turned = (len(self.start), self.latents), (first, token, value)
+        call("sparse", "by_latent", *self._by_token, *sizes, *turned, self._threads(32))
+        return turned
+
+    def _threads(self, width: int) -> int:
+        """How many threads are worth their start, for so much work at each entry."""
+        return min(torch.get_num_threads(), 1 + self.entries * width // THREAD)
 
     @property
     def _by_token(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -107,7 +104,7 @@ class Code:
     ) -> Float[Tensor, "token width"]:
         """code @ rows - less."""
         out = torch.empty_like(less)
-        call("sparse", "decode", *self._by_token, rows, less, *less.shape, out, torch.get_num_threads())
+        call("sparse", "decode", *self._by_token, rows, less, *less.shape, out, self._threads(less.shape[1]))
         return out
 
     def back(
@@ -120,7 +117,7 @@ class Code:
         """scale · signal @ rows.T + shift at the active entries, in the order of `add`: by latent, then token."""
         first, token, _ = self._by_latent
         out, (latents, width) = torch.empty_like(self.value), rows.shape
-        call("sparse", "back", first, token, latents, width, signal, rows, scale, shift, out, torch.get_num_threads())
+        call("sparse", "back", first, token, latents, width, signal, rows, scale, shift, out, self._threads(width))
         return out
 
     def add(
@@ -133,7 +130,7 @@ class Code:
     ) -> None:
         """out += scale · values.T @ signal and sums += values.sum(0), for `values` from `back`, or the code's own."""
         first, token, own = self._by_latent
-        values, threads = own if values is None else values, torch.get_num_threads()
+        values, threads = own if values is None else values, self._threads(out.shape[1])
         call("sparse", "add", first, token, values, *out.shape, signal, scale, out, sums, threads)
 
     def runner_up(

@@ -1,4 +1,5 @@
 // SoftHebb's sums over tokens: the encoder's product, the signed softmax, and its product with the activations.
+#include "exp2.h"
 #include "panel.h"
 
 typedef struct {
@@ -33,7 +34,7 @@ static void compete(float *s, int64_t panels, int64_t step, float temperature, i
     vec sums = {};
     for (int64_t p = 0; p < panels; p++)
         for (int v = 0; v < PANEL; v += LANES) {
-            vec e = exp_of(all(temperature) * (load(s + p * step + v) - all(top)));
+            vec e = exp2_of(all(temperature * LOG2E) * (load(s + p * step + v) - all(top)));
             sums += e;
             store(s + p * step + v, e);
         }

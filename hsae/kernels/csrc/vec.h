@@ -32,9 +32,16 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 INLINE vec load(const float *p) { return *(const vec *)p; }
 INLINE void store(float *p, vec v) { *(vec *)p = v; }
 INLINE vec all(float x) { return (vec){} + x; }
+// a where it is above b, else b.
 INLINE vec higher(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
     ivec first = a > b;
     return (vec)((first & (ivec)a) | (~first & (ivec)b));
+#endif
 }
 INLINE float sum(vec v) {
 #if defined(__AVX512F__)
@@ -77,23 +84,6 @@ INLINE int64_t append(vec v, uint32_t bits, int32_t first, int32_t *index, float
     }
     return n;
 #endif
-}
-
-// e^x for x up to 0; 0 below -87. Relative error below 2e-7.
-INLINE vec exp_of(vec x) {
-    const float log2e = 1.44269504f, round = 12582912.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-    ivec small = x < all(-87.0f);
-    x = (vec)(~small & (ivec)x);
-    vec n = (x * all(log2e) + all(round)) - all(round);
-    vec r = (x - n * all(ln2_high)) - n * all(ln2_low);
-    vec p = all(1.0f / 720);
-    p = p * r + all(1.0f / 120);
-    p = p * r + all(1.0f / 24);
-    p = p * r + all(1.0f / 6);
-    p = p * r + all(0.5f);
-    p = p * r * r + r + all(1.0f);
-    ivec power = (__builtin_convertvector(n, ivec) + 127) << 23;
-    return (vec)(~small & (ivec)(p * (vec)power));
 }
 
 // `work(job, thread, threads)` on every thread; the caller is thread 0.
