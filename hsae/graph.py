@@ -23,6 +23,7 @@ from hsae.learner import Learner, Moment, accumulate
 from hsae.rules import Weights
 from hsae.rules.backprop import Backprop
 from hsae.rules.softhebb import SoftHebb
+from hsae.store.rows import RowStream
 
 # Steps that run as they stand before one is captured: kernels are compiled and libraries make ready in them.
 WARM = 3
@@ -236,6 +237,14 @@ class Uploads:
         return slot
 
 
+def on_device(rows: RowStream, batch: int, start: int, device: torch.device) -> Iterator[Float[Tensor, "token width"]]:
+    """A store's batches on a device: from rows that all lie in its memory if they fit, else uploaded ahead."""
+    if fits(rows.rows_per_epoch, rows.width, rows.dtype.itemsize, device):
+        resident = Resident(rows.shards(), rows.rows_per_epoch, device)
+        return (resident.pick(numbers) for numbers in rows.numbers(batch, start))
+    return Uploads(rows.batches(batch, start=start), device)
+
+
 def fits(rows: int, width: int, itemsize: int, device: torch.device, share: float = 0.7) -> bool:
     """Whether so many activations take no more than a share of what is free on a CUDA device."""
     return device.type == "cuda" and rows * width * itemsize <= share * torch.cuda.mem_get_info(device)[0]
@@ -260,6 +269,6 @@ class Resident:
         assert done == rows
 
     def pick(self, numbers: Int[Tensor, "token"]) -> Float[Tensor, "token width"]:
-        """The rows of these numbers, in their order."""
+        """The rows of these numbers, in their order, in float32."""
         host = numbers.pin_memory() if self.rows.is_cuda and not numbers.is_cuda else numbers
-        return self.rows[host.to(self.rows.device, non_blocking=True)]
+        return self.rows[host.to(self.rows.device, non_blocking=True)].float()

@@ -17,7 +17,7 @@ from hsae.baselines import Baseline, baselines, training_rows
 from hsae.device import choose_device
 from hsae.errors import UserError
 from hsae.files import alone, cache_root
-from hsae.graph import Uploads
+from hsae.graph import on_device
 from hsae.interrupt import interruptible
 from hsae.kernels import by
 from hsae.loop import Loop, finite
@@ -26,7 +26,7 @@ from hsae.progress import Training
 from hsae.run import INDIFFERENT, RESULT, Result, Row, Run, RunWriter
 from hsae.start import centre_of
 from hsae.store import HookRecord, Store
-from hsae.store.reader import RowStream
+from hsae.store.rows import RowStream
 from hsae.synthetic import make_store
 from hsae.trainconfig import TrainConfig
 from hsae.truth import Truth, recovery
@@ -114,7 +114,7 @@ def _fit(loop: Loop, store: Store, rows: RowStream, steps: int, writer: RunWrite
     with interruptible() as interrupted, progress.bar(steps, loop.step, settings.batch_tokens) as bar:
         saved, told = time.monotonic(), set(loop.diverged)
         start = loop.step * settings.batch_tokens
-        batches = Uploads(rows.batches(settings.batch_tokens, start=start), loop.device)
+        batches = on_device(rows, settings.batch_tokens, start, loop.device)
         while loop.step < steps and loop.active:
             records = loop.advance(next(batches))
             if records:

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import save
 
 from hsae.errors import UserError
-from hsae.store import Store, StoreWriter, direct, reader
+from hsae.graph import Resident
+from hsae.store import Store, StoreWriter, direct
+from hsae.store import rows as rows_module
 
 HOOK, WIDTH, CONTEXT, SHARD = "blocks.1.hook_resid_pre", 3, 5, 4
 PLAN = {"harvest": {"model": "none"}}
@@ -355,7 +357,7 @@ def test_memory_is_two_pools_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool_bytes: int, most: int, dtype: str
 ) -> None:
     store, rooms = write(tmp_path / "s", dtype=dtype), []
-    monkeypatch.setattr(reader, "room", lambda *size: rooms.append(direct.room(*size)) or rooms[-1])
+    monkeypatch.setattr(rows_module, "room", lambda *size: rooms.append(direct.room(*size)) or rooms[-1])
     monkeypatch.setattr(store, "read", None)  # which makes tensors of its own
     for _ in islice(store.rows(HOOK, 0, pool_bytes=pool_bytes).batches(10), 60):
         pass
@@ -507,3 +509,15 @@ def test_naming_stores_and_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert Store.open().hook()[0] == HOOK
     with pytest.raises(UserError, match=f"no hook point 'x'; there is {HOOK}"):
         Store.open().hook("x")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("start", [0, 5, 133])
+def test_rows_kept_in_memory_and_picked_by_number_are_the_stream(tmp_path: Path, dtype: str, start: int) -> None:
+    store = write(tmp_path / "s", dtype=dtype)
+    hook, _ = store.hook()
+    rows = store.rows(hook, 3, held_out=2, pool_bytes=1 << 10)
+    resident = Resident(rows.shards(), rows.rows_per_epoch, torch.device("cpu"))
+    batches, numbers = rows.batches(7, start=start), rows.numbers(7, start=start)
+    for _ in range(2 * rows.rows_per_epoch // 7 + 3):
+        assert torch.equal(resident.pick(next(numbers)), next(batches))

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hsae.errors import UserError, choices
 from hsae.files import named_folder, sha256
-from hsae.store.direct import Doubt, read_rows, room
-from hsae.store.manifest import DTYPES, NAME, HookRecord, Manifest, ShardRecord, keep_key
+from hsae.store.direct import Doubt, read_rows
+from hsae.store.manifest import NAME, HookRecord, Manifest, ShardRecord, keep_key
+from hsae.store.rows import RowStream
 
 
 @dataclass(frozen=True)
@@ -146,150 +145,3 @@ class Store:
     def rows(self, hook: str, seed: int, held_out: int = 0, pool_bytes: int = 256 << 20) -> RowStream:
         """The endless shuffled stream of training rows. `held_out` sequences at the store's end are never in it."""
         return RowStream(self, hook, seed, held_out, pool_bytes)
-
-
-@dataclass(frozen=True)
-class _Visit:
-    """A pool and where in its shuffled rows the reading begins."""
-
-    shards: tuple[int, ...]
-    epoch: int
-    number: int
-    skip: int
-
-
-@dataclass(frozen=True)
-class _Coming:
-    """A pool that is being read. `rows` are whole once all of `parts` are done."""
-
-    visit: _Visit
-    rows: Float[Tensor, "row width"]
-    order: Future[Int[Tensor, "row"]]
-    parts: list[Future[None]]
-
-
-class RowStream:
-    """Training rows of one hook point in a shuffled order that is a pure function of the seed.
-
-    Each epoch visits the shards in a new order, a pool of a few at a time, and shuffles all rows of a pool. The order
-    can be entered at any row, so a training run needs to remember only how many rows it has seen. Memory: two pools,
-    in the store's dtype, their orders, and a batch; a store that fits one pool takes one, and is read once.
-    """
-
-    def __init__(self, store: Store, hook: str, seed: int, held_out: int, pool_bytes: int) -> None:
-        self.store, self.hook, self.seed = store, hook, seed
-        self.width = store.manifest.hooks[hook].width
-        self._dtype: torch.dtype = getattr(torch, DTYPES[store.manifest.dtype])
-        self._take = self._trainable(held_out)
-        counts = [count for _, count in self._take]
-        self.rows_per_epoch = sum(counts)
-        if self.rows_per_epoch == 0:
-            raise UserError(f"store {store.name}: no rows beside the {held_out} held-out sequences; harvest more")
-        # Counted as float32, so that the order of rows does not change with the dtype.
-        self._pool_rows = max(pool_bytes // (4 * self.width), max(counts))
-        self._whole: Tensor | None = None
-
-    def _trainable(self, held_out: int) -> list[tuple[int, int]]:
-        """For each shard, how many of its first sequences are trained on, and the rows that count in them."""
-        take, left = [], self.store.manifest.sequences - held_out
-        for shard in self.store.manifest.shards:
-            sequences = max(0, min(shard.sequences, left))
-            if sequences == shard.sequences:
-                count = shard.kept[self.hook]
-            else:
-                (keep,) = self.store.read(shard, keep_key(self.hook))
-                count = int(keep[:sequences].sum())
-            take.append((sequences, count))
-            left -= shard.sequences
-        return take
-
-    def _generator(self, *place: int | str) -> torch.Generator:
-        digest = hashlib.blake2b(repr((self.seed, *place)).encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-
-    def _pools(self, epoch: int) -> list[tuple[int, ...]]:
-        """The shards of each pool of an epoch."""
-        order = torch.randperm(len(self._take), generator=self._generator("shards", epoch)).tolist()
-        pools, pool, rows = [], [], 0
-        for index in order:
-            count = self._take[index][1]
-            if pool and rows + count > self._pool_rows:
-                pools.append(tuple(sorted(pool)))
-                pool, rows = [], 0
-            pool.append(index)
-            rows += count
-        return [*pools, tuple(sorted(pool))]
-
-    def _visits(self, row: int) -> Iterator[_Visit]:
-        """The pools from the one that holds the given row on, for ever."""
-        epoch, skip = divmod(row, self.rows_per_epoch)
-        while True:
-            for number, pool in enumerate(self._pools(epoch)):
-                count = sum(self._take[i][1] for i in pool)
-                if skip < count:
-                    yield _Visit(pool, epoch, number, skip)
-                skip = max(0, skip - count)
-            epoch += 1
-
-    def _begin(
-        self, threads: ThreadPoolExecutor, visit: _Visit, current: _Coming | None, rooms: list[Tensor]
-    ) -> _Coming:
-        """Have threads read a pool into the room that is not in use, unless it is there already."""
-        counts = [self._take[i][1] for i in visit.shards]
-        total, parts = sum(counts), []
-        if self._whole is not None:
-            rows = self._whole
-        elif current is not None and current.visit.shards == visit.shards:
-            rows = current.rows
-        else:
-            if len(rooms) < 2:
-                rooms.append(room(min(self._pool_rows, self.rows_per_epoch), self.width, self._dtype))
-            else:
-                rooms.reverse()
-            rows = rooms[-1][:total]
-            for index, part in zip(visit.shards, rows.split(counts), strict=True):
-                if len(part):
-                    shard, sequences = self.store.manifest.shards[index], self._take[index][0]
-                    parts.append(threads.submit(self.store.fill, part, shard, self.hook, sequences))
-        generator = self._generator("rows", visit.epoch, visit.number)
-        return _Coming(visit, rows, threads.submit(torch.randperm, total, generator=generator), parts)
-
-    def batches(self, rows: int, start: int = 0) -> Iterator[Float[Tensor, "row width"]]:
-        """Batches of exactly `rows` rows (float32, CPU), for ever, from row `start` of the stream on.
-
-        Threads read the next pool while the current one is used. A batch is the caller's: its memory is not used again.
-        """
-        visits, rooms, have = self._visits(start), [], 0
-        batch = staged = torch.empty(0)
-        coming: _Coming | None = None
-        # Two readers: the first visit's checksums take a core longer than the disk takes.
-        threads = ThreadPoolExecutor(2, thread_name_prefix="store")
-        try:
-            coming = self._begin(threads, next(visits), coming, rooms)
-            while True:
-                for part in coming.parts:
-                    part.result()
-                pool, order, skip = coming.rows, coming.order.result(), coming.visit.skip
-                if len(pool) == self.rows_per_epoch:
-                    self._whole = pool
-                coming = self._begin(threads, next(visits), coming, rooms)
-                while skip < len(pool):
-                    if have == 0:
-                        batch = torch.empty(rows, self.width)
-                    count = min(rows - have, len(pool) - skip)
-                    numbers, target = order[skip : skip + count], batch[have : have + count]
-                    if pool.dtype == batch.dtype:
-                        torch.index_select(pool, 0, numbers, out=target)
-                    else:
-                        if len(staged) == 0:
-                            staged = torch.empty(rows, self.width, dtype=pool.dtype)
-                        target.copy_(torch.index_select(pool, 0, numbers, out=staged[:count]))
-                    skip, have = skip + count, have + count
-                    if have == rows:
-                        yield batch
-                        have = 0
-        finally:
-            # Not `cancel_futures`: it fails where the interpreter is shutting down.
-            for part in coming.parts if coming else ():
-                part.cancel()
-            threads.shutdown()
