@@ -29,19 +29,22 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# Training against the peers: steps, time to equal FVU, memory. Each peer gets an environment of its own, the first time.
+# Against the peers: training steps, time to equal FVU, memory, harvest, storage. Each peer gets an environment of its own, the first time.
 # On a store of yours: make bench BENCH="--store NAME".
 bench: install
 	$(BIN)/python benchmarks/train.py --out benchmarks/results $(BENCH)
 	$(BIN)/python benchmarks/fvu.py --search --out benchmarks/results $(BENCH)
 	$(BIN)/python benchmarks/train.py --memory --out benchmarks/results $(BENCH)
 	$(BIN)/python benchmarks/train.py --sweep --out benchmarks/results $(BENCH)
+	$(BIN)/python benchmarks/harvest.py --out benchmarks/results
+	$(BIN)/python benchmarks/storage.py --out benchmarks/results --saelens-python benchmarks/.venvs/saelens/bin/python
 
 # Under five minutes, once the environments are there.
 bench-short: install
 	$(BIN)/python benchmarks/train.py --short --out benchmarks/results $(BENCH)
 	$(BIN)/python benchmarks/fvu.py --short --out benchmarks/results $(BENCH)
-	$(BIN)/python benchmarks/train.py --memory --short --out benchmarks/results $(BENCH)
+	$(BIN)/python benchmarks/train.py --memory --short --tasks relu --out benchmarks/results $(BENCH)
+	$(BIN)/python benchmarks/harvest.py --short
 
 # New exact versions, from the ranges in pyproject.toml. The lock names no platform: torch==X, without +cpu.
 lock:
