@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import subprocess
 import sys
@@ -82,8 +81,6 @@ def test_without_capture_it_is_the_plain_step_to_the_bit(name: str, changes: dic
 def test_captured_it_is_near_the_plain_step(name: str, changes: dict[str, object]):
     if "sae" in changes and name not in ("bp", "hebb-tied"):
         pytest.skip("what is particular to TopK is in those two")
-    if "schedule" in changes and "rate" not in inspect.signature(Learner.update).parameters:
-        pytest.skip("Learner.update takes no rate")
     changed = changes | {"sae": {"kind": changes.get("sae", "relu")} | ({"k": 4} if "sae" in changes else {})}
     one, other = learner_of(setup(name, **changed)), learner_of(setup(name, **changed))
     last, last_too = plainly(one), by_graph(other, fixed=True)
