@@ -39,7 +39,7 @@ bench: install
 	$(BIN)/python benchmarks/harvest.py --out benchmarks/results
 	$(BIN)/python benchmarks/storage.py --out benchmarks/results --saelens-python benchmarks/.venvs/saelens/bin/python
 
-# Under five minutes, once the environments are there.
+# A few steps of each, in minutes, once the environments are there.
 bench-short: install
 	$(BIN)/python benchmarks/train.py --short --out benchmarks/results $(BENCH)
 	$(BIN)/python benchmarks/fvu.py --short --out benchmarks/results $(BENCH)

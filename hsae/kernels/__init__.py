@@ -18,5 +18,5 @@ def by(device: torch.device) -> str:
     if off():
         return " by PyTorch"
     if load("sparse") is None:
-        return " by PyTorch (for compiled code, three to ten times as fast: pip install 'hsae[fast]')"
+        return " by PyTorch (for compiled code, several times as fast: pip install 'hsae[fast]')"
     return " by compiled code"
