@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from hsae.errors import UserError, choices
@@ -21,16 +23,61 @@ T = TypeVar("T")
 HELP = """\
 usage: hsae VERB [CONFIG.toml] [--key value …]
 
-  harvest   run a language model over text, keep a hook point's activations
-  train     train sparse autoencoders on them, with any learning rule
-  evaluate  splice them into the language model: what does it lose?
-  inspect   look at a run, or at one latent: hsae inspect --latent 27
-  paper     reproduce the Hebbian SAE paper on a store, with a report
+  harvest    run a language model over text, keep a hook point's activations
+  train      train sparse autoencoders on them, with any learning rule
 
-hsae VERB --help lists the keys of a verb. A config file sets them in
-[harvest], [train], [evaluate], [inspect] and [paper]; flags override it.
+  inspect    look at a run, or at one latent: hsae inspect --latent 27
+  browse     walk, search and sort the latents of a run in the terminal
+  serve      the same in a web browser, over many runs, with your own text
+  interpret  explain every latent, and score how well the explanation holds
+
+  evaluate   splice SAEs into the language model: what does it lose?
+  compare    hsae compare RUN RUN: metrics side by side, latents matched
+  ablate     take a latent out of the model: what does it predict worse?
+  steer      add a latent's direction while the model writes
+
+  export     hsae export RUN --to saelens, sparsify, … (see --help)
+  import     hsae import DIR: a SAELens, sparsify or dictionary_learning SAE
+  push       a run to the Hugging Face hub; pull brings one from there
+  paper      reproduce the Hebbian SAE paper on a store, with a report
+
+hsae VERB --help lists the keys of a verb. A config file sets them in a
+section of the verb's name, such as [train]; flags override it.
 Stores and runs go to cache/ in the working folder, or to $HSAE_CACHE.
 """
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb does: a function `(settings, console)` that prints, in the module `home`.
+
+    Attributes:
+        home: the module that has both.
+        config: the class of the settings.
+        function: the function's name.
+        words: the field that takes the words before the first flag; empty: the one word there is a config file.
+    """
+
+    home: str
+    config: str
+    function: str
+    words: str = ""
+
+
+VERBS = {
+    "inspect": Verb("hsae.inspect", "InspectConfig", "inspect"),
+    "browse": Verb("hsae.browse", "BrowseConfig", "browse"),
+    "serve": Verb("hsae.serve", "ServeConfig", "serve"),
+    "interpret": Verb("hsae.interpret", "InterpretConfig", "interpret"),
+    "compare": Verb("hsae.compare", "CompareConfig", "compare", words="runs"),
+    "ablate": Verb("hsae.intervene", "AblateConfig", "ablate"),
+    "steer": Verb("hsae.intervene", "SteerConfig", "steer"),
+    "export": Verb("hsae.export", "ExportConfig", "export", words="run"),
+    "import": Verb("hsae.importing", "ImportConfig", "import_sae", words="folder"),
+    "push": Verb("hsae.sharing", "PushConfig", "push", words="run"),
+    "pull": Verb("hsae.sharing", "PullConfig", "pull", words="repository"),
+    "paper": Verb("hsae.paper", "PaperConfig", "paper"),
+}
 
 
 def main() -> NoReturn:
@@ -79,16 +126,31 @@ def run(args: list[str]) -> int:
 
         print(f"hsae {hsae.__version__}")
         return 0
-    verbs: dict[str, Callable[[list[str]], int]] = {
-        "harvest": _harvest,
-        "train": _train,
-        "evaluate": _evaluate,
-        "inspect": _inspect,
-        "paper": _paper,
-    }
-    if args[0] not in verbs:
-        raise UserError(f"no verb {args[0]!r}; {choices(args[0], verbs)}")
-    return verbs[args[0]]([_hyphens(arg) for arg in args[1:]])
+    own: dict[str, Callable[[list[str]], int]] = {"harvest": _harvest, "train": _train, "evaluate": _evaluate}
+    name, rest = args[0], [_hyphens(arg) for arg in args[1:]]
+    if name in own:
+        return own[name](rest)
+    if name not in VERBS:
+        raise UserError(f"no verb {name!r}; {choices(name, {*VERBS, *own})}")
+    return _do(name, VERBS[name], rest)
+
+
+def _do(name: str, verb: Verb, args: list[str]) -> int:
+    """A verb whose settings say everything."""
+    words = []
+    if verb.words:
+        while args and not args[0].startswith("-") and not args[0].endswith(".toml"):
+            words.append(args.pop(0))
+    home = importlib.import_module(verb.home)
+    kind = getattr(home, verb.config)
+    where, table, flags = _config_file(args, name)
+    if words:
+        several = isinstance(getattr(kind(), verb.words), tuple)
+        if len(words) > 1 and not several:
+            raise UserError(f"hsae {name}: {words[1]!r} belongs to no flag; give flags as --key value")
+        table = {**table, verb.words: words if several else words[0]}
+    getattr(home, verb.function)(override(kind, _build(kind, table, where), flags, name), _console())
+    return 0
 
 
 def _hyphens(arg: str) -> str:
@@ -148,22 +210,6 @@ def _evaluate(args: list[str]) -> int:
     where, table, flags = _config_file(args, "evaluate")
     settings = override(EvaluateConfig, _build(EvaluateConfig, table, where), flags, "evaluate")
     show(evaluate(settings, Console(stderr=True)), _console(), settings.json)
-    return 0
-
-
-def _inspect(args: list[str]) -> int:
-    from hsae.inspect import InspectConfig, inspect
-
-    where, table, flags = _config_file(args, "inspect")
-    inspect(override(InspectConfig, _build(InspectConfig, table, where), flags, "inspect"), _console())
-    return 0
-
-
-def _paper(args: list[str]) -> int:
-    from hsae.paper import PaperConfig, paper
-
-    where, table, flags = _config_file(args, "paper")
-    paper(override(PaperConfig, _build(PaperConfig, table, where), flags, "paper"), _console())
     return 0
 
 

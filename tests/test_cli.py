@@ -31,7 +31,7 @@ def failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["trian"], "no verb 'trian'; there is evaluate, harvest, inspect, paper, train"),
+        (["trian"], "no verb 'trian'; nearest: train"),
         (["train", "absent.toml"], "absent.toml: no such config file"),
         (["train", "--latens", "3"], "no flag --latens; nearest: --latents"),
         (["train", "--latents", "many"], "--latents: invalid literal for int()"),
