@@ -21,7 +21,7 @@ from rich.console import Console
 from hsae import TrainConfig, train
 from hsae.inspect.terminal import run_table
 from hsae.progress import Training
-from hsae.run import Result
+from hsae.record import Result
 
 PARTS = ("topk", "local", "relu", "auxk", "leads")
 L0S = (32, 8, 4, 16)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from hsae import config
 from hsae.errors import UserError
 from hsae.files import cache_root, replacing
 from hsae.metrics import Meter
+from hsae.record import Baseline
 from hsae.rules import Usage
 from hsae.store import Store
 
@@ -35,23 +35,6 @@ BLOCK = 1024
 
 Rows = Callable[[], Iterable[Tensor]]
 """gives the training activations anew, in blocks [row, width] of any size, in the same order every time"""
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """One line of a table; metrics are those of `hsae.metrics`, None where they are not finite.
-
-    `l0`: numbers that stand for a token. `dictionary`: components or centroids used by at least one held-out token.
-    """
-
-    name: str
-    mse: float | None
-    evr: float | None
-    evr_std: float | None
-    evr_median: float | None
-    evr_pooled: float | None
-    l0: float | None
-    dictionary: int
 
 
 def training_rows(store: Store, hook: str, scale: float, held_out: int) -> Rows:

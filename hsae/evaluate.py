@@ -19,7 +19,8 @@ from hsae.config import require
 from hsae.errors import UserError
 from hsae.lm import LM
 from hsae.loading import load_lm
-from hsae.run import CONFIG, Row, Run
+from hsae.record import CONFIG, Row
+from hsae.run import Run
 from hsae.sae import SAE
 from hsae.splice import Loss, Losses, measure
 from hsae.store import Chunk, Store

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,85 +17,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hsae import config
-from hsae.baselines import Baseline
-from hsae.errors import UserError, choices
-from hsae.files import named_folder, replacing
+from hsae.errors import UserError
+from hsae.files import replacing
+from hsae.record import CHECKPOINT, CONFIG, METRICS, RESULT, VERSION, WEIGHTS, Record, Result
 from hsae.sae import SAE
 from hsae.setup import Setup
 
-RESULT, CONFIG, METRICS = "run.json", "config.toml", "metrics.jsonl"
-CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "sae.safetensors"
-VERSION = 1
 # Settings that change how training goes, not what comes out.
 INDIFFERENT = ("baselines", "device", "checkpoint_seconds", "log_every", "micro_batch")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One SAE's line in the run's table. Metrics are over the held-out tokens; None where training diverged.
-
-    Attributes:
-        dead: latents that fired on none of the last `dead_window` training tokens.
-        train_mse, train_evr_pooled, train_l0: of the same trained SAE, over as many training tokens.
-        mmcs, mcc, found: how much of a known truth the dictionary holds (`hsae.truth`); None where there is none.
-        mmcs_random: what a random dictionary of that size has.
-        rule: diagnostics of a local rule's last step (`hsae.diagnostics.Diagnostics`).
-    """
-
-    setup: str
-    seed: int
-    mse: float | None = None
-    evr: float | None = None
-    evr_std: float | None = None
-    evr_median: float | None = None
-    evr_pooled: float | None = None
-    l1: float | None = None
-    l0: float | None = None
-    dictionary: int | None = None
-    dead: int | None = None
-    train_mse: float | None = None
-    train_evr_pooled: float | None = None
-    train_l0: float | None = None
-    mmcs: float | None = None
-    mmcs_random: float | None = None
-    mcc: float | None = None
-    found: float | None = None
-    tokens_per_second: float | None = None
-    rule: dict[str, float] | None = None
-    diverged: str | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run says of itself, in `run.json`.
-
-    Attributes:
-        store: name or path of the store trained on, and its `fingerprint`.
-        model: the model's table from the store's manifest.
-        scale: activations were multiplied by it before training.
-        folded: the saved weights take activations at the store's own scale.
-        baselines: what the SAEs must beat, over the same tokens.
-        tokens: training tokens seen; `held_out`: tokens that the table was measured on.
-    """
-
-    version: int
-    store: str
-    store_fingerprint: str
-    model: dict[str, Any]
-    hook: str
-    width: int
-    latents: int
-    scale: float
-    folded: bool
-    steps: int
-    tokens: int
-    held_out: int
-    dead_window: int
-    rows: tuple[Row, ...]
-    baselines: tuple[Baseline, ...] = ()
-
-
-class Run:
+class Run(Record):
     """A finished training run.
 
     Args:
@@ -104,47 +35,11 @@ class Run:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            data = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if (folder / CONFIG).exists():
-                raise UserError(f"{folder}: an unfinished run; `hsae train {folder / CONFIG}` finishes it") from None
-            raise UserError(f"{folder}: not a run (it has no {RESULT})") from None
-        except (ValueError, OSError) as error:
-            raise UserError(f"{folder / RESULT}: damaged or unreadable ({error})") from None
-        if not isinstance(data, dict) or data.get("version") != VERSION:
-            raise UserError(f"{folder / RESULT}: not the result of a run that this hsae reads (version {VERSION})")
-        self.result = config.build(Result, data, str(folder / RESULT))
-        tables = config.read_file(folder / CONFIG, "train").get("setup", {})
+        super().__init__(folder)
         self.setups = {
-            name: config.build(Setup, table, str(folder / CONFIG), f"setup.{name}") for name, table in tables.items()
+            name: config.build(Setup, table, str(folder / CONFIG), f"setup.{name}")
+            for name, table in self.tables.items()
         }
-
-    @classmethod
-    def open(cls, name: str | Path = "") -> Run:
-        """Open a run by path, by name under the cache, or (nothing given) the newest."""
-        return cls(named_folder(str(name), "runs", RESULT))
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
-
-    def row(self, setup: str = "", seed: int | None = None) -> Row:
-        """The table's line of a setup and seed; the first setup and its first seed when none is named.
-
-        Raises:
-            UserError: it is not in the run; the line names what is.
-        """
-        setup = setup or self.result.rows[0].setup
-        of_setup = {row.seed: row for row in self.result.rows if row.setup == setup}
-        if not of_setup:
-            raise UserError(f"run {self.name} has no setup {setup!r}; {choices(setup, self.setups)}")
-        seed = next(iter(of_setup)) if seed is None else seed
-        if seed not in of_setup:
-            raise UserError(f"run {self.name} has no seed {seed} of {setup}; {choices(str(seed), map(str, of_setup))}")
-        return of_setup[seed]
 
     def sae(self, setup: str = "", seed: int | None = None) -> SAE:
         """A trained SAE.
@@ -153,10 +48,7 @@ class Run:
             UserError: it is not in the run, or it diverged, or the file is damaged.
         """
         row = self.row(setup, seed)
-        if row.diverged:
-            raise UserError(
-                f"run {self.name}: {row.setup} (seed {row.seed}) diverged {row.diverged}: it has no weights"
-            )
+        self.require_weights(row)
         path, prefix = self.folder / WEIGHTS, f"{row.setup}/{row.seed}"
         made = self.setups[row.setup]
         own = made.variant.inference(made.variant.parameters(1))

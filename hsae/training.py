@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae import config
-from hsae.baselines import Baseline, baselines, training_rows
+from hsae.baselines import baselines, training_rows
 from hsae.device import choose_device
 from hsae.errors import UserError
 from hsae.files import alone, cache_root
@@ -23,7 +23,8 @@ from hsae.kernels import by
 from hsae.loop import Loop, finite
 from hsae.metrics import score
 from hsae.progress import Training
-from hsae.run import INDIFFERENT, RESULT, Result, Row, Run, RunWriter
+from hsae.record import RESULT, Baseline, Result, Row
+from hsae.run import INDIFFERENT, Run, RunWriter
 from hsae.start import centre_of
 from hsae.store import HookRecord, Store
 from hsae.store.rows import RowStream

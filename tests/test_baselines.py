@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import hsae.baselines as module
-from hsae.baselines import Baseline, Rows, baselines, training_rows
+from hsae.baselines import Rows, baselines, training_rows
 from hsae.errors import UserError
 from hsae.metrics import Meter
+from hsae.record import Baseline
 from hsae.rules import Usage
 from hsae.store import Store
 

@@ -26,7 +26,8 @@ from hsae.harvesting.text import BUNDLED as STORIES
 from hsae.inspect.losses import show
 from hsae.lm import LM
 from hsae.loading import load_lm
-from hsae.run import Result, Row, Run, RunWriter
+from hsae.record import Result, Row
+from hsae.run import Run, RunWriter
 from hsae.sae import SAE
 from hsae.sae.relu import ReLU
 from hsae.splice import measure, padding

@@ -23,7 +23,8 @@ from hsae.inspect import InspectConfig, inspect
 from hsae.inspect.terminal import ORANGE, Ink, keyword_line, run_table
 from hsae.inspect.tokens import Pieces, visible
 from hsae.inspect.view import finite
-from hsae.run import Result, Row, Run, RunWriter
+from hsae.record import Result, Row
+from hsae.run import Run, RunWriter
 from hsae.sae import SAE
 from hsae.sae.relu import ReLU
 from hsae.store import Store, StoreWriter

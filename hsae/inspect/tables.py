@@ -10,11 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hsae.baselines import Baseline
 from hsae.figures import NONE, fraction, scientific
 from hsae.inspect.tokens import visible
 from hsae.intervals import estimate
-from hsae.run import Row
+from hsae.record import Baseline, Row
 
 Format = Callable[[Any], str]
 

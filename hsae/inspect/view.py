@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from hsae.baselines import Baseline
 from hsae.errors import UserError
 from hsae.evidence.latent import examine
 from hsae.evidence.survey import BEFORE, Advance, Survey, cached_survey
 from hsae.inspect import InspectConfig
 from hsae.inspect.tokens import Pieces
-from hsae.run import Row, Run
+from hsae.record import Baseline, Row
+from hsae.run import Run
 from hsae.sae import SAE
 from hsae.store import Store
 

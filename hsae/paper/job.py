@@ -17,7 +17,7 @@ from hsae.paper.plan import UNDERFLOW, Arm, ablation_arms, init_arms, part_setti
 from hsae.paper.report import Source, markdown
 from hsae.paper.tables import HEADS
 from hsae.progress import Bar, Training, say
-from hsae.run import RESULT
+from hsae.record import RESULT
 from hsae.store import Store
 from hsae.trainconfig import Normalise
 from hsae.training import train

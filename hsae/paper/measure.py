@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hsae.intervals import Estimate, estimate
 from hsae.paper.plan import UNDERFLOW
-from hsae.run import METRICS, Row, Run
+from hsae.record import METRICS, Row
+from hsae.run import Run
 from hsae.sae import SAE
 from hsae.store import Store
 
