@@ -60,8 +60,8 @@ class Code:
         return len(self.value)
 
     @cached_property
-    def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Where each latent's entries begin (and the last one's end), their tokens, their values."""
+    def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each latent's entries begin (and the last one's end), their tokens (ascending), their values."""
         first = torch.empty(self.latents + 1, dtype=torch.int64)
         token, value = torch.empty_like(self.index), torch.empty_like(self.value)
         sizes, turned = (len(self.start), self.latents), (first, token, value)
@@ -78,22 +78,22 @@ class Code:
 
     def fired(self) -> Float[Tensor, "latent"]:
         """(code > 0).sum(0): the number of tokens that each latent fired on."""
-        return self._by_latent[0].diff().float()
+        return self.by_latent[0].diff().float()
 
     def total(self) -> Float[Tensor, ""]:
         """code.sum()."""
-        return self._by_latent[2].sum()
+        return self.by_latent[2].sum()
 
     def squares(self) -> Float[Tensor, "latent"]:
         """code.square().sum(0)."""
         out = torch.empty(self.latents)
-        first, _, value = self._by_latent
+        first, _, value = self.by_latent
         call("sparse", "squares", first, value, self.latents, out)
         return out
 
     def dense(self) -> Float[Tensor, "token latent"]:
         """The code as a matrix."""
-        first, token, value = self._by_latent
+        first, token, value = self.by_latent
         code = value.new_zeros(len(self.start), self.latents)
         latent = torch.repeat_interleave(torch.arange(self.latents), first.diff())
         code[token.long(), latent] = value
@@ -115,7 +115,7 @@ class Code:
         shift: float = 0.0,
     ) -> Float[Tensor, "entry"]:
         """scale · signal @ rows.T + shift at the active entries, in the order of `add`: by latent, then token."""
-        first, token, _ = self._by_latent
+        first, token, _ = self.by_latent
         out, (latents, width) = torch.empty_like(self.value), rows.shape
         call("sparse", "back", first, token, latents, width, signal, rows, scale, shift, out, self._threads(width))
         return out
@@ -129,7 +129,7 @@ class Code:
         sums: Float[Tensor, "latent"] | None = None,
     ) -> None:
         """out += scale · values.T @ signal and sums += values.sum(0), for `values` from `back`, or the code's own."""
-        first, token, own = self._by_latent
+        first, token, own = self.by_latent
         values, threads = own if values is None else values, self._threads(out.shape[1])
         call("sparse", "add", first, token, values, *out.shape, signal, scale, out, sums, threads)
 

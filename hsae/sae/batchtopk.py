@@ -59,11 +59,15 @@ class BatchTopK(Variant):
     def activate(
         self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
     ) -> Float[Tensor, "token latent"]:
-        cut = parameters["cut"] if "cut" in parameters else parameters["threshold"]
-        return torch.where(u >= cut, u, 0).relu_()
+        return torch.where(u >= self._cut(parameters), u, 0).relu_()
 
     def selection(self, parameters: Parameters = NONE) -> Selection | None:
-        return Selection(least=float(parameters["cut"]))
+        return Selection(least=float(self._cut(parameters)))
+
+    @staticmethod
+    def _cut(parameters: Parameters) -> Float[Tensor, ""]:
+        """The batch's own cut in training, the trained threshold after it."""
+        return parameters["cut"] if "cut" in parameters else parameters["threshold"]
 
     def aimed(self, l0: float) -> BatchTopK:
         return replace(self, k=l0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hsae import config
-from hsae.errors import UserError
+from hsae.errors import UserError, choices
 from hsae.files import replacing
 
 FORMAT = "hsae-activations"
@@ -81,6 +81,19 @@ class Manifest:
     def fingerprint(self) -> str:
         """Tells stores apart: changes with any byte of any shard."""
         return config.fingerprint([[s.file, s.sha256] for s in self.shards], 12)
+
+    def hook(self, store: str, name: str = "") -> tuple[str, HookRecord]:
+        """A hook point and its record; the only one when no name is given. `store` is the store's name, for the line.
+
+        Raises:
+            UserError: it is not in the store, or there are several and none was named.
+        """
+        if not name and len(self.hooks) == 1:
+            name = next(iter(self.hooks))
+        if name not in self.hooks:
+            said = f"has no hook point {name!r}" if name else "has several hook points, so name one with --hook"
+            raise UserError(f"store {store} {said}; {choices(name, self.hooks)}")
+        return name, self.hooks[name]
 
     def write(self, folder: Path) -> None:
         """Write it aside and rename it into place: from then on the folder is a store."""

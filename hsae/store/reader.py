@@ -13,11 +13,12 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hsae.errors import UserError, choices
+from hsae.errors import UserError
 from hsae.files import named_folder, sha256
 from hsae.store.direct import Doubt, read_rows
 from hsae.store.manifest import NAME, HookRecord, Manifest, ShardRecord, keep_key
 from hsae.store.rows import RowStream
+from hsae.store.tokenizer import read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -58,27 +59,12 @@ class Store:
         Raises:
             UserError: it is not in the store, or there are several and none was named.
         """
-        hooks = self.manifest.hooks
-        if not name and len(hooks) == 1:
-            name = next(iter(hooks))
-        if name not in hooks:
-            said = f"has no hook point {name!r}" if name else "has several hook points, so name one with --hook"
-            raise UserError(f"store {self.name} {said}; {choices(name, hooks)}")
-        return name, hooks[name]
+        return self.manifest.hook(self.name, name)
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokeniser that made the tokens, from the store itself (`None` if the text came as bare token ids)."""
-        path = self.folder / "tokenizer" / "tokenizer.json"
-        if path.exists():
-            from tokenizers import Tokenizer
-
-            return Tokenizer.from_file(str(path))
-        if (self.folder / "tokenizer").is_dir():
-            from transformers import AutoTokenizer
-
-            return AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
-        return None
+        """See `read_tokenizer`."""
+        return read_tokenizer(self.folder)
 
     def read(self, shard: ShardRecord, *keys: str) -> list[Tensor]:
         """Tensors of one shard. Its checksum is verified the first time this object reads it.

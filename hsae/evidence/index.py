@@ -1,0 +1,324 @@
+"""The index: everything that a store says about the latents of one SAE, in one file. Read without PyTorch.
+
+Arrays are sorted by latent. Where latents have different amounts, `NAME_offset` [latent + 1] says which rows are whose,
+so that one latent is one slice of the file.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from safetensors import SafetensorError, safe_open
+
+from hsae.errors import UserError
+
+FORM = "hsae-evidence-1"
+BEFORE, AFTER = 19, 12
+"""tokens kept on either side of a context's peak"""
+WINDOW = BEFORE + 1 + AFTER
+TOP = 16
+"""strongest contexts of each latent, each from another sequence"""
+SAMPLES = 30
+"""contexts drawn evenly from all of a latent's firings, each from another sequence"""
+QUANTILES = 5
+"""into which the samples are parted"""
+RANDOM = 256
+"""windows drawn evenly from the store, whatever fires in them"""
+BINS = 32
+"""bins of a histogram before it is cut at the maximum"""
+TOKENS = 32
+"""tokens of each latent that are kept, those with the largest share of its activation"""
+PARTNERS = 12
+"""co-active latents, and nearest decoder directions, of each latent"""
+LOGITS = 12
+"""promoted tokens of each latent, and suppressed ones"""
+DENSE = 0.01
+"""firing rate above which a latent is dense"""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of activations above zero: bin i has those in (i · width, (i + 1) · width]; the last has the maximum."""
+
+    width: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A stretch of one sequence around a position where a latent fires. Token i of it stands at `start + i`.
+
+    `activations` has one value for each token, 0 where the latent is silent and at positions that do not count.
+    """
+
+    sequence: int
+    position: int
+    start: int
+    tokens: tuple[int, ...]
+    activations: tuple[float, ...]
+
+    @property
+    def peak(self) -> int:
+        """The index in `tokens` of the position that it was chosen for."""
+        return self.position - self.start
+
+    @property
+    def activation(self) -> float:
+        """The activation there."""
+        return self.activations[self.peak]
+
+
+@dataclass(frozen=True)
+class TokenUse:
+    """A token that a latent fires on: how often, with what share of all its activation, and of how many occurrences."""
+
+    token: int
+    firings: int
+    mass: float
+    occurrences: int
+
+
+@dataclass(frozen=True)
+class CoActive:
+    """A latent that fires on the same tokens. `correlation`: of firing or not (phi); `share`: of this one's firings."""
+
+    latent: int
+    correlation: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Near:
+    """A latent with a similar decoder direction."""
+
+    latent: int
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Logit:
+    """A token, and what a decoder direction of unit norm adds to its logit (less the mean over tokens)."""
+
+    token: int
+    logit: float
+
+
+@dataclass(frozen=True)
+class LatentEvidence:
+    """One latent over one store.
+
+    Attributes:
+        rows: how many positions count.
+        mean: over the positions where it fires; 0 for a latent that never does.
+        top: its strongest contexts, each from another sequence; strongest first, then the earlier.
+        samples: contexts drawn evenly from all its firings, strongest first.
+        tokens: the largest share of its activation first. `doubt` bounds the share that a listed token may lack.
+        coactive, near: highest correlation or cosine first.
+        promoted, suppressed: by the logit lens; empty where the index has none.
+    """
+
+    latent: int
+    rows: int
+    firings: int
+    mean: float
+    maximum: float
+    histogram: Histogram
+    top: tuple[Context, ...]
+    samples: tuple[Context, ...]
+    tokens: tuple[TokenUse, ...]
+    doubt: float
+    coactive: tuple[CoActive, ...]
+    near: tuple[Near, ...]
+    promoted: tuple[Logit, ...]
+    suppressed: tuple[Logit, ...]
+
+    @property
+    def rate(self) -> float:
+        """The share of positions at which it fires."""
+        return self.firings / max(self.rows, 1)
+
+    def quantiles(self) -> tuple[tuple[Context, ...], ...]:
+        """The samples in `QUANTILES` equal parts, the strongest fifth of its firings first; fewer parts where few."""
+        count = len(self.samples)
+        cuts = [count * i // QUANTILES for i in range(QUANTILES + 1)]
+        return tuple(self.samples[a:b] for a, b in itertools.pairwise(cuts) if b > a)
+
+
+class Index:
+    """An index that is whole.
+
+    Args:
+        path: its file.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file: Any = safe_open(path, framework="np")
+            self.facts: Mapping[str, str] = self._file.metadata() or {}
+            self._there = set(self._file.keys())
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: damaged or unreadable ({error}); delete it, and it is made anew") from None
+
+    def array(self, name: str) -> Shaped[np.ndarray, "..."]:
+        """A whole array of the file."""
+        return self._file.get_tensor(name)
+
+    @cached_property
+    def rows(self) -> int:
+        """How many positions count."""
+        return int(self.array("rows")[0])
+
+    @cached_property
+    def firings(self) -> Int[np.ndarray, "latent"]:
+        """At how many of them each latent fires."""
+        return self.array("firings")
+
+    @cached_property
+    def maximum(self) -> Float[np.ndarray, "latent"]:
+        """The highest activation of each latent."""
+        return self.array("maximum")
+
+    @cached_property
+    def mean(self) -> Float[np.ndarray, "latent"]:
+        """Mean activation where it fires; 0 for a latent that never does."""
+        return self.array("total") / np.maximum(self.firings, 1)
+
+    @property
+    def latents(self) -> int:
+        """The size of the dictionary."""
+        return len(self.firings)
+
+    @property
+    def rate(self) -> Float[np.ndarray, "latent"]:
+        """The share of positions at which each latent fires."""
+        return self.firings / max(self.rows, 1)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether there is a logit lens; `facts["logits"]` says why not."""
+        return "promoted" in self._there
+
+    @cached_property
+    def occurrences(self) -> Int[np.ndarray, "token"]:
+        """How often each token stands at a position that counts."""
+        return self.array("occurrences")
+
+    @cached_property
+    def selectivity(self) -> Float[np.ndarray, "latent"]:
+        """The share of a latent's `TOP` strongest contexts that peak on one and the same token, 1/TOP … 1.
+
+        0 for a latent that fires in fewer sequences than that: one context is always of one token.
+        """
+        offset, peak = self.array("top_offset"), self.array("top_tokens")[:, BEFORE]
+        result = np.zeros(self.latents)
+        full = np.flatnonzero(np.diff(offset) == TOP)
+        peaks = peak[offset[full][:, None] + np.arange(TOP)]
+        result[full] = (peaks[:, :, None] == peaks[:, None, :]).sum(2).max(1, initial=0) / TOP
+        return result
+
+    def most_active(self, count: int) -> list[int]:
+        """The live latents with the highest firing rate, highest first."""
+        order = np.argsort(-self.firings, kind="stable")
+        return order[: min(count, int((self.firings > 0).sum()))].tolist()
+
+    def most_selective(self, count: int) -> list[int]:
+        """The latents with the highest selectivity, highest first; among equals those that fire more.
+
+        Dense latents, which fire on more than `DENSE` of the positions, come last: whatever their peaks are on, the
+        rest of what they say is not about one token.
+        """
+        by_firings = np.argsort(-self.firings, kind="stable")
+        selectivity = self.selectivity[by_firings]
+        order = np.argsort(-(selectivity - (self.rate[by_firings] > DENSE)), kind="stable")
+        return by_firings[order[selectivity[order] > 0]][:count].tolist()
+
+    def latent(self, latent: int) -> LatentEvidence:
+        """All about one latent.
+
+        Raises:
+            UserError: there is no such latent.
+        """
+        if not 0 <= latent < self.latents:
+            raise UserError(f"latent {latent} is not in 0…{self.latents - 1}")
+        firings, total = int(self.firings[latent]), float(self._one("total", latent))
+        width, counts = float(self._one("bin_width", latent)), self._one("histogram", latent)
+        used = int(np.ceil(self.maximum[latent] / width)) if width else 0
+        ids, times, mass = (self._some(name, "token", latent) for name in ("token_id", "token_firings", "token_mass"))
+        coactive = zip(*(self._one(n, latent) for n in ("coactive", "coactive_phi", "coactive_share")), strict=True)
+        near = zip(self._one("near", latent), self._one("near_cosine", latent), strict=True)
+        samples = sorted(self._contexts("sample", latent), key=lambda context: -context.activation)
+        return LatentEvidence(
+            latent=latent,
+            rows=self.rows,
+            firings=firings,
+            mean=total / max(firings, 1),
+            maximum=float(self.maximum[latent]),
+            histogram=Histogram(width, tuple(counts[:used].tolist())),
+            top=tuple(self._contexts("top", latent)),
+            samples=tuple(samples),
+            tokens=tuple(
+                TokenUse(int(i), int(n), float(m) / total, int(self.occurrences[i]))
+                for i, n, m in zip(ids, times, mass, strict=True)
+            ),
+            doubt=float(self._one("token_doubt", latent)) / total if total else 0.0,
+            coactive=tuple(CoActive(int(i), float(c), float(s)) for i, c, s in coactive if i >= 0),
+            near=tuple(Near(int(i), float(c)) for i, c in near if i >= 0),
+            promoted=self._logits("promoted", latent),
+            suppressed=self._logits("suppressed", latent),
+        )
+
+    def contexts(self, kind: str) -> tuple[Int[np.ndarray, "offset"], Int[np.ndarray, "context token"], Any]:
+        """All contexts at once, `kind` "top" or "sample": offsets by latent, token ids (-1 outside), activations."""
+        return self.array(f"{kind}_offset"), self.array(f"{kind}_tokens"), self.array(f"{kind}_code")
+
+    def random(self) -> Int[np.ndarray, "window token"]:
+        """Token ids of windows drawn evenly from the store; -1 outside of a sequence."""
+        return self.array("random_tokens")
+
+    def in_random(self, latent: int) -> Float[np.ndarray, "window token"]:
+        """A latent's activations in the windows of `random`."""
+        code = np.zeros((len(self.random()), WINDOW), np.float32)
+        window, place, value = (self._some(f"random_{n}", "random", latent) for n in ("window", "place", "value"))
+        code[window, place] = value
+        return code
+
+    def _one(self, name: str, latent: int) -> Any:
+        return self._file.get_slice(name)[latent]
+
+    def _some(self, name: str, offset: str, latent: int) -> Any:
+        first, last = self._file.get_slice(f"{offset}_offset")[latent : latent + 2].tolist()
+        return self._file.get_slice(name)[first:last]
+
+    def _contexts(self, kind: str, latent: int) -> list[Context]:
+        parts = (self._some(f"{kind}_{name}", kind, latent) for name in ("sequence", "position", "tokens", "code"))
+        found = []
+        for sequence, position, tokens, code in zip(*parts, strict=True):
+            inside = tokens >= 0
+            first = int(inside.argmax())
+            found.append(
+                Context(
+                    sequence=int(sequence),
+                    position=int(position),
+                    start=int(position) - BEFORE + first,
+                    tokens=tuple(tokens[inside].tolist()),
+                    activations=tuple(code[inside].tolist()),
+                )
+            )
+        return found
+
+    def _logits(self, name: str, latent: int) -> tuple[Logit, ...]:
+        if not self.has_logits:
+            return ()
+        pairs = zip(self._one(name, latent), self._one(f"{name}_logit", latent), strict=True)
+        return tuple(Logit(int(token), float(logit)) for token, logit in pairs)
