@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +17,18 @@ import pytest
 import torch
 from rich.cells import cell_len
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 
 from hsae.errors import UserError
 from hsae.figures import figure, fraction, percent, scientific, thousands
 from hsae.inspect import InspectConfig, inspect
-from hsae.inspect.terminal import ORANGE, Ink, keyword_line, run_table
+from hsae.inspect.ink import ORANGE, Ink, keyword_line
+from hsae.inspect.terminal import run_table
 from hsae.inspect.tokens import Pieces, visible
 from hsae.inspect.view import finite
+from hsae.interpret.results import Explanation, Score
 from hsae.record import Result, Row
 from hsae.run import Run, RunWriter
 from hsae.sae import SAE
@@ -153,7 +159,7 @@ class TestOverview:
 
     def test_pick_shows_the_first_of_the_most_selective(self) -> None:
         first = json.loads(shown(json=True))["most_selective"][0]["latent"]
-        assert shown(pick=True) == shown(latent=first)
+        assert shown(pick=True) == shown(latent=str(first))
 
     def test_latents_are_ranked_and_show_their_strongest_contexts(self) -> None:
         document = json.loads(shown(json=True))
@@ -166,11 +172,35 @@ class TestOverview:
         assert document["table"][0]["mse"] == 4.02e-5
         assert document["table"][4]["evr"] is None
 
-    def test_a_survey_is_kept_beside_the_run(self, run: Run) -> None:
+    def test_an_index_is_kept_beside_the_run(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         first = shown()
         (file,) = (run.folder / "evidence").iterdir()
-        assert file.name == f"bp-0-{Store.open('store').manifest.fingerprint}.safetensors"
+        assert re.fullmatch(r"bp-0-[0-9a-f]{12}\.safetensors", file.name)
+        # From now on nothing is encoded.
+        monkeypatch.setattr("hsae.evidence.build.build", lambda *_: pytest.fail("built again"))
         assert shown() == first
+        assert json.loads(shown(latent="2", json=True))["firings"] == 38
+
+    @pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: b"\xff" * 100, lambda data: b""])
+    def test_a_damaged_index_is_made_anew(self, run: Run, damage: Callable[[bytes], bytes]) -> None:
+        first = shown()
+        (file,) = (run.folder / "evidence").iterdir()
+        file.write_bytes(damage(file.read_bytes()))
+        assert shown() == first
+
+    def test_other_weights_have_another_index(self, cache: Path, run: Run) -> None:
+        before = shown(latent="2")
+        weights = run.folder / "sae.safetensors"
+        tensors = load_file(weights)
+        tensors["bp/0/W_enc"][2] *= 2
+        save_file(tensors, weights)
+        assert f"maximum {2 * (1 + 39 / 8):.1f}" in shown(latent="2")
+        assert len(list((run.folder / "evidence").iterdir())) == 2
+        assert "maximum 5.88" in before
+
+    def test_a_run_folder_that_cannot_be_written_to(self, run: Run) -> None:
+        (run.folder / "evidence").write_text("a file where a folder is wanted")
+        assert json.loads(shown(latent="2", json=True))["firings"] == 38
 
     def test_the_seed_and_setup_that_are_named(self) -> None:
         assert json.loads(shown(json=True, setup="bp-tied"))["head"]["setup"] == "bp-tied"
@@ -186,51 +216,72 @@ class TestOverview:
 
 class TestLatent:
     def test_numbers_contexts_and_tokens(self, run: Run) -> None:
-        document = json.loads(shown(json=True, latent=2))
+        document = json.loads(shown(json=True, latent="2"))
         strengths = [1 + s / 8 for s in range(2, 40)]
         assert (document["latent"], document["firings"], document["maximum"]) == (2, 38, 1 + 39 / 8)
         assert document["rate"] == pytest.approx(38 / 920)
         assert document["mean"] == pytest.approx(sum(strengths) / 38)
-        assert sum(document["histogram"]) == 38
-        assert len(document["contexts"]) == 10
-        for rank, context in enumerate(document["contexts"]):
+        assert sum(document["histogram"]["counts"]) == 38
+        assert len(document["top"]) == 16
+        assert [len(part) for part in document["samples"]] == [6] * 5
+        for rank, context in enumerate(document["top"]):
             s = 39 - rank
             assert (context["sequence"], context["position"], context["activation"]) == (s, 7, 1 + s / 8)
+        for context in (*document["top"], *itertools.chain(*document["samples"])):
+            s = context["sequence"]
             assert context["text"][context["peak"]].strip() == f"word{(s + 7) % 30}"
             assert context["tokens"][context["peak"]] == (s + 7) % 30
             assert [i for i, a in enumerate(context["activations"]) if a] == [context["peak"]]
-            assert len(context["tokens"]) == len(context["text"]) == len(context["activations"]) == CONTEXT
+            assert len(context["tokens"]) == len(context["text"]) == len(context["activations"])
         use = document["tokens"][0]
         # The token of sequence 39 and of sequence 9, 30 before it: it fires on it at position 7 of both.
         assert (use["token"], use["text"].strip(), use["firings"]) == (16, "word16", 2)
+        # Decoder rows are those of the identity, and every two latents fire at different positions.
+        assert sorted((one["latent"], one["cosine"]) for one in document["near"]) == [(i, 0.0) for i in (0, 1, 3, 4, 5)]
+        assert document["coactive"] == document["promoted"] == []
+        assert document["logits"] == "store store names no language model"
 
     def test_peaks_stand_in_one_column(self, run: Run) -> None:
-        lines = [line for line in shown(latent=0).splitlines() if "«" in line]
-        assert len(lines) == 10
+        lines = [line for line in shown(latent="0").splitlines() if "«" in line]
+        assert len(lines) == 10 + 5 * 2
         assert len({line.index("«") for line in lines}) == 1
-        for s, line in zip(range(39, 29, -1), lines, strict=True):
-            assert line.startswith(f"{1 + s / 8:6.2f}  ")
+        for s, line in zip(range(39, 29, -1), lines[:10], strict=True):
+            assert line.startswith(f"{1 + s / 8:7.2f}  ")
             assert f"« word{(s + 3) % 30}»" in line
 
     def test_contexts_as_many_as_asked_for(self, run: Run) -> None:
-        assert sum("«" in line for line in shown(latent=0, contexts=3).splitlines()) == 3
+        assert sum("«" in line for line in shown(latent="0", contexts=3).splitlines()) == 3 + 10
+
+    def test_several_in_their_order(self, run: Run) -> None:
+        text = shown(latent="4,0-2")
+        assert re.findall(r"^latent (\d) of 6", text, re.MULTILINE) == ["4", "0", "1", "2"]
+        assert [one["latent"] for one in json.loads(shown(latent="4,0-2", json=True))] == [4, 0, 1, 2]
+        assert text.count("─" * 80) == 3
+
+    def test_an_explanation_that_there_is(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        score = Score(0.91, 0.8, 0.95, 9, 10, 19, 20)
+        made = {0: Explanation(0, "[bold]fires on word3", detection=score)}
+        monkeypatch.setattr("hsae.interpret.results.read_explanations", lambda subject: made)
+        assert "[bold]fires on word3  (detection .910)" in shown(latent="0")
+        assert "detection" not in shown(latent="1")
+        assert json.loads(shown(latent="0", json=True))["explanation"]["text"] == "[bold]fires on word3"
 
     def test_colour_marks_the_peak_in_orange(self, run: Run) -> None:
-        text = shown(latent=0, colour=True)
+        text = shown(latent="0", colour=True)
         assert "«" not in text
         assert "48;2;{};{};{}m".format(*ORANGE) in text
 
     def test_one_that_never_fires_says_so(self, run: Run) -> None:
-        text = shown(latent=5)
+        text = shown(latent="5")
         assert "never fires" in text
         assert "hsae inspect" in text
-        assert json.loads(shown(latent=5, json=True))["contexts"] == []
+        assert json.loads(shown(latent="5", json=True))["top"] == []
 
 
 @pytest.mark.parametrize("width", [80, 60, 200])
-@pytest.mark.parametrize("latent", [None, 0, 5])
+@pytest.mark.parametrize("latent", ["", "0", "5"])
 @pytest.mark.parametrize("colour", [False, True])
-def test_no_line_is_wider_than_the_terminal(cache: Path, width: int, latent: int | None, colour: bool) -> None:
+def test_no_line_is_wider_than_the_terminal(cache: Path, width: int, latent: str, colour: bool) -> None:
     make_run(cache, make_store(cache, "a-store-with-a-long-name-" * 4, words=list(HOSTILE)))
     text = shown(width=width, latent=latent, colour=colour)
     if colour:
@@ -242,17 +293,17 @@ def test_no_line_is_wider_than_the_terminal(cache: Path, width: int, latent: int
 
 def test_hostile_text_is_shown_as_text(cache: Path) -> None:
     make_run(cache, make_store(cache, words=list(HOSTILE)))
-    text = "".join(shown(width=200, latent=latent) for latent in range(5)) + shown(width=200)
+    text = "".join(shown(width=200, latent=str(latent)) for latent in range(5)) + shown(width=200)
     for wanted in ("[bold]", "[/]", "<script>", "a\\u202eb", "\\x1b[31m", "new⏎line", "漢字"):
         assert wanted in text
     assert "\x1b" not in text
     assert "\u202e" not in text
-    document = json.loads(shown(latent=0, json=True))
-    assert {t.strip() for t in document["contexts"][0]["text"]} == set(HOSTILE)
+    document = json.loads(shown(latent="0", json=True))
+    assert {t.strip() for t in document["top"][0]["text"]} == set(HOSTILE)
 
 
 def test_json_is_one_document_and_nothing_else(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    for latent in (None, 1, 5):
+    for latent in ("", "1", "5", "0-5"):
         inspect(InspectConfig(json=True, latent=latent))
         json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
@@ -272,15 +323,17 @@ class TestRefusals:
         assert error(run="rum") == f"no run 'rum' in {run.folder.parent}; there is run"
         assert error(setup="bq").startswith("run run has no setup 'bq'; there is bp, bp-tied, hebb-tied")
         assert error(seed=7) == "run run has no seed 7 of bp; there is 0, 1"
-        assert error(latent=6) == "latent 6 is not in 0…5 of setup bp"
-        assert error(latent=-1) == "latent -1 is not in 0…5 of setup bp"
-        assert "diverged" in error(setup="hebb-tied", latent=0)
+        assert error(latent="6") == "latent 6 is not in 0…5"
+        for wrong in ("-1", "1,x", "5-2", "1;2", "0-999999999"):
+            with pytest.raises(ValueError, match="latent must be numbers and ranges such as 27,30-40"):
+                InspectConfig(latent=wrong)
+        assert "diverged" in error(setup="hebb-tied", latent="0")
 
     def test_another_store(self, cache: Path, run: Run) -> None:
         assert error(on="nowhere").startswith("no store 'nowhere' in")
         make_store(cache, "wide", width=LATENTS + 1)
         assert error(on="wide") == f"store wide: {HOOK} is 7 wide, run run has SAEs for 6"
-        assert error(on="wide", latent=0) == f"store wide: {HOOK} is 7 wide, run run has SAEs for 6"
+        assert error(on="wide", latent="0") == f"store wide: {HOOK} is 7 wide, run run has SAEs for 6"
         assert error(hook="blocks.5").startswith("store store has no hook point 'blocks.5'; there is blocks.4")
 
     def test_the_store_trained_on_is_gone(self, cache: Path, run: Run) -> None:
@@ -297,7 +350,7 @@ class TestWarnings:
     def test_a_store_of_another_model(self, cache: Path, run: Run) -> None:
         make_store(cache, "other", model="another")
         assert "WARNING: store other is of another model" in shown(on="other")
-        assert "WARNING: store other is of another model" in shown(on="other", latent=0)
+        assert "WARNING: store other is of another model" in shown(on="other", latent="0")
         assert "WARNING" not in shown()
 
     def test_a_store_made_anew(self, cache: Path, run: Run) -> None:
@@ -307,12 +360,12 @@ class TestWarnings:
         folder = cache / "activations" / "store"
         manifest = replace(Store(folder).manifest, shards=Store(folder).manifest.shards[:2], sequences=32)
         manifest.write(folder)
-        assert "WARNING: store store has been made anew" in shown(latent=0)
+        assert "WARNING: store store has been made anew" in shown(latent="0")
 
     def test_another_hook_point(self, cache: Path, run: Run) -> None:
         make_store(cache, "two", hooks=("blocks.5.hook_resid_pre", HOOK))
-        assert "WARNING" not in shown(on="two", latent=0)
-        assert f"· {HOOK} ·" in shown(on="two", latent=0)
+        assert "WARNING" not in shown(on="two", latent="0")
+        assert f"· {HOOK} ·" in shown(on="two", latent="0")
         assert "blocks.5.hook_resid_pre is not the hook point" in shown(on="two", hook="blocks.5.hook_resid_pre")
 
 
@@ -442,10 +495,11 @@ def test_run_table_fits_eighty_columns(run: Run) -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_neither_help_nor_inspect_imports_the_language_model(run: Run) -> None:
-    code = (
-        "import sys, hsae.inspect as i; assert 'torch' not in sys.modules and 'rich' not in sys.modules;"
-        "i.inspect(i.InspectConfig(latent=0)); i.inspect(i.InspectConfig());"
-        "assert not {'transformer_lens', 'transformers', 'datasets'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+def test_no_language_model_is_imported_and_where_the_index_stands_no_pytorch(run: Run) -> None:
+    look = "i.inspect(i.InspectConfig(latent='0')); i.inspect(i.InspectConfig());"
+    for unwanted in ({"transformer_lens", "transformers", "datasets"}, {"torch"}):
+        code = (
+            "import sys, hsae.inspect as i; assert 'torch' not in sys.modules and 'rich' not in sys.modules;"
+            f"{look} assert not {unwanted} & set(sys.modules), set(sys.modules) & {unwanted}"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)

@@ -72,7 +72,7 @@ def build(subject: Subject, console: Console | None = None) -> Path:
                 raise
         arrays, logits = passing.arrays(), ""
         try:
-            arrays |= _lens(sae.W_dec, _unembedding(subject))
+            arrays |= lens(sae.W_dec, _unembedding(subject))
         except UserError as error:
             logits = str(error)
         with replacing(path) as aside:
@@ -218,7 +218,7 @@ def _unembedding(subject: Subject) -> Unembedding:
     return found
 
 
-def _lens(W: Float[Tensor, "latent width"], unembedding: Unembedding) -> dict[str, Tensor]:
+def lens(W: Float[Tensor, "latent width"], unembedding: Unembedding) -> dict[str, Tensor]:
     """The tokens that each decoder direction, brought to unit norm, promotes and suppresses most."""
     unit = torch.nn.functional.normalize(W.float(), dim=1)
     count = min(LOGITS, len(unembedding.W))

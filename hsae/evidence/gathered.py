@@ -51,7 +51,7 @@ def priority(number: Int[Tensor, "row"], salt: Int[Tensor, "row"] | int) -> Int[
         number: of a position in the store.
         salt: draws under different salts are independent.
     """
-    z = number * -7046029254386353131 + salt * -3335678366873096957
+    z = number * -7046029254386353131 + torch.as_tensor(salt) * -3335678366873096957
 
     def shifted(bits: int) -> Tensor:
         return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -243,14 +243,22 @@ class Index:
         order = np.argsort(-(selectivity - (self.rate[by_firings] > DENSE)), kind="stable")
         return by_firings[order[selectivity[order] > 0]][:count].tolist()
 
+    def check(self, latent: int) -> None:
+        """Refuse a latent that is not there.
+
+        Raises:
+            UserError: it is not.
+        """
+        if not 0 <= latent < self.latents:
+            raise UserError(f"latent {latent} is not in 0…{self.latents - 1}")
+
     def latent(self, latent: int) -> LatentEvidence:
         """All about one latent.
 
         Raises:
             UserError: there is no such latent.
         """
-        if not 0 <= latent < self.latents:
-            raise UserError(f"latent {latent} is not in 0…{self.latents - 1}")
+        self.check(latent)
         firings, total = int(self.firings[latent]), float(self._one("total", latent))
         width, counts = float(self._one("bin_width", latent)), self._one("histogram", latent)
         used = int(np.ceil(self.maximum[latent] / width)) if width else 0
@@ -298,7 +306,9 @@ class Index:
 
     def _some(self, name: str, offset: str, latent: int) -> Any:
         first, last = self._file.get_slice(f"{offset}_offset")[latent : latent + 2].tolist()
-        return self._file.get_slice(name)[first:last]
+        part = self._file.get_slice(name)
+        # An empty slice at an array's end is refused as out of its bounds.
+        return part[first:last] if first < last else np.zeros((0, *part.get_shape()[1:]), np.int32)
 
     def _contexts(self, kind: str, latent: int) -> list[Context]:
         parts = (self._some(f"{kind}_{name}", kind, latent) for name in ("sequence", "position", "tokens", "code"))

@@ -2,74 +2,40 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from rich.cells import cell_len
-from rich.color import Color
-from rich.console import Console, Group, RenderableType
-from rich.style import Style
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hsae.figures import NONE, figure, percent
+from hsae.evidence.index import Context
+from hsae.figures import NONE, figure, fraction, percent
+from hsae.inspect.ink import Ink, histogram, keyword_line
 from hsae.inspect.tables import open_table, run_tables
 from hsae.inspect.tokens import visible
-from hsae.inspect.view import Glance, Head, LatentView, Overview, TextToken
-from hsae.run import Run
+from hsae.inspect.view import Glance, Head, LatentView, Overview
+from hsae.record import Record
 
-ORANGE = (255, 140, 0)
-BLOCKS = " ▁▂▃▄▅▆▇█"
-HEIGHT = 4
-"""lines of the histogram"""
+EACH, USES, RELATED = 2, 8, 8
+"""contexts of each fifth of the firings, tokens, and latents or tokens like it"""
 
 
-@dataclass(frozen=True)
-class Ink:
-    """How strength is shown: orange blended with the terminal's background, or «marks» below 256 colours."""
-
-    colour: bool
-    light: bool = False
-
-    @classmethod
-    def of(cls, console: Console) -> Ink:
-        """The ink of a console. `COLORFGBG` tells a light background; without it, dark is taken."""
-        light = os.environ.get("COLORFGBG", "").rpartition(";")[2] in ("7", "15")
-        return cls(console.color_system in ("256", "truecolor") and not console.no_color, light)
-
-    def style(self, strength: float) -> Style:
-        """Background for a token; `strength` 0 … 1 is the orange's opacity."""
-        if not self.colour or strength <= 0:
-            return Style()
-        # Foreground and background are both given, so the text can be read whatever the terminal's own colours are.
-        opacity = 0.15 + 0.85 * min(strength, 1.0)
-        paper, faint, full = (255, "black", "black") if self.light else (0, "white", "black")
-        blend = (round(paper + (channel - paper) * opacity) for channel in ORANGE)
-        return Style(color=full if opacity > 0.6 else faint, bgcolor=Color.from_rgb(*blend))
-
-
-def draw(shown: Overview | LatentView, ink: Ink, width: int, command: str) -> Iterator[RenderableType]:
-    """Everything to print, part by part.
-
-    Args:
-        shown: what to draw.
-        ink: how strength is shown.
-        width: cells in a line.
-        command: the words that show the overview again, to name what to do next.
-    """
-    if isinstance(shown, Overview):
-        return _overview(shown, ink, width, command)
-    return _latent(shown, ink, width, command)
-
-
-def run_table(run: Run) -> Group:
+def run_table(run: Record) -> Group:
     """A run's tables: a line for each setup and seed, what they must beat, and what was measured over which tokens."""
     result = run.result
     return run_tables(result.rows, result.baselines, result.held_out, result.dead_window)
 
 
-def _overview(shown: Overview, ink: Ink, width: int, command: str) -> Iterator[RenderableType]:
+def draw_overview(shown: Overview, ink: Ink, width: int, command: str) -> Iterator[RenderableType]:
+    """Everything to print of a run, part by part.
+
+    Args:
+        shown: what to draw.
+        ink: how strength is shown.
+        width: cells in a line.
+        command: the words that show this again, to name what to do next.
+    """
     head = shown.head
     yield from _headline(head, f"run {head.run}")
     yield run_tables(shown.table, shown.baselines, shown.held_out, shown.dead_window)
@@ -148,111 +114,104 @@ def _dead(shown: Overview) -> Text:
     return text.append(f": {names}{more}" if count else "")
 
 
-def _latent(shown: LatentView, ink: Ink, width: int, command: str) -> Iterator[RenderableType]:
-    head = shown.head
-    title = f"latent {shown.latent} of {head.latents:,} · {head.setup}, seed {head.seed} · run {head.run}"
+def draw_latent(shown: LatentView, ink: Ink, width: int, contexts: int, command: str) -> Iterator[RenderableType]:
+    """Everything to print of a latent, part by part.
+
+    Args:
+        shown: what to draw.
+        ink: how strength is shown.
+        width: cells in a line.
+        contexts: the most strongest contexts to print.
+        command: the words that show the overview.
+    """
+    head, found = shown.head, shown.evidence
+    title = f"latent {found.latent} of {head.latents:,} · {head.setup}, seed {head.seed} · run {head.run}"
     yield from _headline(head, title)
-    if not shown.firings:
+    if not found.firings:
         yield Text(f"\nIt never fires on this store. For latents that do: {visible(command)}")
         return
     yield Text(
-        f"\nfires on {percent(shown.rate)} of tokens ({shown.firings:,}) · "
-        f"mean {figure(shown.mean)} where it fires · maximum {figure(shown.maximum)}"
+        f"\nfires on {percent(found.rate)} of tokens ({found.firings:,}) · "
+        f"mean {figure(found.mean)} where it fires · maximum {figure(found.maximum)}"
     )
+    if shown.explanation is not None and shown.explanation.text:
+        yield Text.assemble((visible(shown.explanation.text), "bold"), (_score(shown), "dim"))
     yield Text.assemble(
-        "\n", ("Activation where it fires", "bold"), (f"  (tokens in bins of {figure(shown.bin_width)})", "dim")
+        "\n", ("Activation where it fires", "bold"), (f"  (tokens in bins of {figure(found.histogram.width)})", "dim")
     )
-    yield from _histogram(shown, width)
+    yield from histogram(found, width)
     yield Text("\nTop contexts, each from another sequence", style="bold")
-    before = (width - 8) * 11 // 20
-    for context in shown.contexts:
-        strengths = [value / shown.maximum for value in context.activations]
-        line = Text(f"{figure(context.activation):>6}  ", no_wrap=True)
-        line.append_text(keyword_line(context.text, strengths, context.peak, before, width - 8 - before, ink))
-        yield line
+    yield from _context_lines(shown, list(zip(found.top, shown.top, strict=True))[:contexts], ink, width)
+    yield Text.assemble("\n", ("Drawn evenly from all its firings", "bold"), ("  (a fifth of them each)", "dim"))
+    text = iter(shown.samples)
+    for part in found.quantiles():
+        pairs = [(context, next(text)) for context in part]
+        yield from _context_lines(shown, pairs[:EACH], ink, width)
     yield Text("\nTokens it fires on most", style="bold")
-    yield _tokens(shown.tokens)
+    yield _tokens(shown)
+    yield from _relations(shown, width)
 
 
-def keyword_line(text: Sequence[str], strengths: Sequence[float], peak: int, before: int, after: int, ink: Ink) -> Text:
-    """A context on one line, cropped so that its peak starts `before` cells in.
-
-    Args:
-        text: the tokens' pieces.
-        strengths: for each token, 0 … 1.
-        peak: index of the peak token. Where its piece is empty (a part of a character), the next one is marked.
-        before: cells before the peak, filled with spaces where there is less text.
-        after: the most cells from the peak on.
-        ink: how strength is shown.
-    """
-    shown = next((i for i in range(peak, len(text)) if text[i]), peak)
-    opening, closing = ("", "") if ink.colour else ("«", "»")
-    left: list[tuple[str, Style]] = []
-    room = before - len(opening)
-    for i in range(shown - 1, -1, -1):
-        piece = _last_cells(visible(text[i]), room)
-        left.append((piece, ink.style(strengths[i])))
-        room -= cell_len(piece)
-        if room <= 0:
-            break
-    line = Text(" " * room, no_wrap=True)
-    for piece, style in reversed(left):
-        line.append(piece, style)
-    line.append(opening)
-    right = Text(no_wrap=True)
-    # The mark's end must survive the crop, so the peak is cropped by itself.
-    right.append(_first_cells(visible(text[shown]), after - len(closing)), ink.style(strengths[peak]))
-    right.append(closing)
-    for piece, strength in zip(text[shown + 1 :], strengths[shown + 1 :], strict=True):
-        if right.cell_len >= after:
-            break
-        right.append(_first_cells(visible(piece), after), ink.style(strength))
-    right.truncate(after)
-    line.append_text(right)
-    return line
+def _score(shown: LatentView) -> str:
+    explanation = shown.explanation
+    if explanation is None or explanation.score is None:
+        return ""
+    return f"  (detection {fraction(explanation.score)})"
 
 
-def _first_cells(text: str, cells: int) -> str:
-    """The start of a text, in at most so many cells."""
-    cropped = text[: max(cells, 0)]
-    while cell_len(cropped) > cells:
-        cropped = cropped[:-1]
-    return cropped
+def _context_lines(
+    shown: LatentView, pairs: Sequence[tuple[Context, tuple[str, ...]]], ink: Ink, width: int
+) -> Iterator[Text]:
+    room = width - 9
+    before = room * 11 // 20
+    for context, text in pairs:
+        strengths = [value / shown.evidence.maximum for value in context.activations]
+        line = Text(f"{figure(context.activation):>7}  ", no_wrap=True)
+        line.append_text(keyword_line(text, strengths, context.peak, before, room - before, ink))
+        yield line
 
 
-def _last_cells(text: str, cells: int) -> str:
-    """The end of a text, in at most so many cells."""
-    cropped = text[-cells:] if cells > 0 else ""
-    while cell_len(cropped) > cells:
-        cropped = cropped[1:]
-    return cropped
+def _relations(shown: LatentView, width: int) -> Iterator[Text]:
+    """What its decoder direction does, and which latents are like it."""
+    found = shown.evidence
+    logits = ((found.promoted, shown.promoted), (found.suppressed, shown.suppressed))
+    promoted, suppressed = (
+        [f"{_spaced(piece)} {item.logit:+.2f}" for item, piece in zip(*both, strict=True)] for both in logits
+    )
+    missing = [f"no logit lens: {visible(shown.logits)}"] if shown.logits else []
+    yield Text.assemble(
+        "\n", ("Its decoder direction and its like", "bold"), ("  (logits; cosine; correlation of firing)", "dim")
+    )
+    for name, words in (
+        ("promotes", promoted or missing),
+        ("suppresses", suppressed or missing),
+        ("nearest", [f"{other.latent} {other.cosine:.2f}" for other in found.near]),
+        ("co-active", [f"{other.latent} {other.correlation:.2f}" for other in found.coactive]),
+    ):
+        line = Text(f"{name:<12}", style="bold", no_wrap=True, overflow="ellipsis")
+        for word in words[:RELATED] or [NONE]:
+            if line.cell_len + cell_len(word) > width and line.cell_len > 12:
+                yield line
+                line = Text(" " * 12, no_wrap=True, overflow="ellipsis")
+            line.append(f"{word}   ", "not bold")
+        yield line
 
 
-def _histogram(shown: LatentView, width: int) -> Iterator[Text]:
-    """Columns of block characters, `HEIGHT` lines high. Any count above zero shows at least the lowest block."""
-    highest = max(shown.histogram)
-    label = len(f"{highest:,}")
-    column = 2 if width >= 2 * len(shown.histogram) + label + 2 else 1
-    eighths = [max(round(8 * HEIGHT * count / highest), 1) if count else 0 for count in shown.histogram]
-    for line in range(HEIGHT - 1, -1, -1):
-        bars = "".join(BLOCKS[min(max(n - 8 * line, 0), 8)] * column for n in eighths)
-        side = f"{highest:,}" if line == HEIGHT - 1 else "0" if line == 0 else ""
-        yield Text.assemble((f"{side:>{label}} ", "dim"), (bars, "dark_orange"), no_wrap=True)
-    right = figure(shown.bin_width * len(shown.histogram))
-    yield Text(f"{'':{label}} 0{right:>{max(column * len(eighths) - 1, len(right) + 1)}}", style="dim", no_wrap=True)
+def _spaced(piece: str) -> str:
+    return visible(piece[:100]).replace(" ", "␣")
 
 
-def _tokens(tokens: Sequence[TextToken]) -> Table:
+def _tokens(shown: LatentView) -> Table:
     table = open_table(
         ("token", False), ("id", True), ("firings", True), ("of its occurrences", True), ("share of activation", True)
     )
     table.columns[0].max_width = 30
-    for use in tokens:
+    for use, text in list(zip(shown.evidence.tokens, shown.tokens, strict=True))[:USES]:
         table.add_row(
-            Text(visible(use.text[:100]).replace(" ", "␣")),
+            Text(_spaced(text)),
             str(use.token),
             f"{use.firings:,}",
-            percent(use.firings / use.occurrences),
+            percent(use.firings / max(use.occurrences, 1)),
             percent(use.mass),
         )
     return table

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from hsae.errors import UserError
-from hsae.evidence.latent import examine
-from hsae.evidence.survey import BEFORE, Advance, Survey, cached_survey
-from hsae.inspect import InspectConfig
+from hsae.evidence import Index, LatentEvidence, Subject
+from hsae.evidence.index import Context, Logit
 from hsae.inspect.tokens import Pieces
+from hsae.interpret.results import Explanation
 from hsae.record import Baseline, Row
-from hsae.run import Run
-from hsae.sae import SAE
-from hsae.store import Store
 
 GLANCES, SNIPPETS, DEAD = 8, 4, 20
 """latents in each list of an overview, contexts for each of them, dead latents named"""
@@ -42,6 +39,27 @@ class Head:
     folded: bool
     warnings: tuple[str, ...]
 
+    @classmethod
+    def of(cls, subject: Subject) -> Head:
+        """The head of a subject."""
+        result, row = subject.record.result, subject.row
+        return cls(
+            run=subject.record.name,
+            setup=row.setup,
+            seed=row.seed,
+            setups=tuple(dict.fromkeys(other.setup for other in result.rows)),
+            seeds=tuple(other.seed for other in result.rows if other.setup == row.setup),
+            latents=result.latents,
+            width=result.width,
+            store=subject.store,
+            hook=subject.hook,
+            positions=subject.manifest.tokens,
+            rows=subject.hook_record.kept,
+            scale=result.scale,
+            folded=result.folded,
+            warnings=subject.warnings,
+        )
+
 
 @dataclass(frozen=True)
 class Snippet:
@@ -56,7 +74,7 @@ class Snippet:
 
 @dataclass(frozen=True)
 class Glance:
-    """One latent in a line. `rate` and `maximum` as in `Survey`, `contexts` its strongest ones."""
+    """One latent in a line. `rate`, `mean`, `maximum` and `selectivity` as in `Index`, `contexts` its strongest."""
 
     latent: int
     rate: float
@@ -82,205 +100,111 @@ class Overview:
 
 
 @dataclass(frozen=True)
-class TextContext:
-    """A `Context` with its text: `text[i]` is the piece of `tokens[i]`, `activations[i]` the activation there."""
-
-    sequence: int
-    position: int
-    activation: float
-    start: int
-    peak: int
-    tokens: tuple[int, ...]
-    text: tuple[str, ...]
-    activations: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class TextToken:
-    """A `TokenUse` with its text."""
-
-    token: int
-    text: str
-    firings: int
-    mass: float
-    occurrences: int
-
-
-@dataclass(frozen=True)
 class LatentView:
-    """One latent: `LatentEvidence` with the tokens decoded. Bin i of the histogram ends at (i + 1) · bin_width."""
+    """One latent, and the text of every token in its evidence.
+
+    Attributes:
+        top, samples: a tuple of pieces for each context.
+        tokens, promoted, suppressed: a piece for each token.
+        logits: why there is no logit lens; empty where there is one.
+        explanation: of `hsae interpret`, where it has been run.
+    """
 
     head: Head
-    latent: int
-    rate: float
-    firings: int
-    mean: float
-    maximum: float
-    bin_width: float
-    histogram: tuple[int, ...]
-    contexts: tuple[TextContext, ...]
-    tokens: tuple[TextToken, ...]
+    evidence: LatentEvidence
+    top: tuple[tuple[str, ...], ...]
+    samples: tuple[tuple[str, ...], ...]
+    tokens: tuple[str, ...]
+    promoted: tuple[str, ...]
+    suppressed: tuple[str, ...]
+    logits: str
+    explanation: Explanation | None
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document: the evidence, each of its tokens with its text. Samples are parted by quantile."""
+        found = self.evidence
+        samples = iter(self.samples)
+        return {
+            "head": asdict(self.head),
+            **asdict(found),
+            "rate": found.rate,
+            "explanation": None if self.explanation is None else asdict(self.explanation),
+            "top": [_context(*pair) for pair in zip(found.top, self.top, strict=True)],
+            "samples": [[_context(one, next(samples)) for one in part] for part in found.quantiles()],
+            "tokens": _with_text(found.tokens, self.tokens),
+            "promoted": _with_text(found.promoted, self.promoted),
+            "suppressed": _with_text(found.suppressed, self.suppressed),
+            "logits": self.logits,
+        }
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What the config names, opened and checked."""
-
-    run: Run
-    row: Row
-    store: Store
-    hook: str
-    warnings: tuple[str, ...]
-
-    def sae(self) -> SAE:
-        """The SAE, checked against the store."""
-        sae = self.run.sae(self.row.setup, self.row.seed)
-        width = self.store.manifest.hooks[self.hook].width
-        if width != sae.width:
-            raise UserError(
-                f"store {self.store.name}: {self.hook} is {width} wide, run {self.run.name} has SAEs for {sae.width}"
-            )
-        return sae
-
-    def head(self) -> Head:
-        """What is looked at, for the reader."""
-        result, manifest = self.run.result, self.store.manifest
-        record = manifest.hooks[self.hook]
-        return Head(
-            run=self.run.name,
-            setup=self.row.setup,
-            seed=self.row.seed,
-            setups=tuple(dict.fromkeys(row.setup for row in result.rows)),
-            seeds=tuple(row.seed for row in result.rows if row.setup == self.row.setup),
-            latents=result.latents,
-            width=result.width,
-            store=self.store.name,
-            hook=self.hook,
-            positions=manifest.tokens,
-            rows=record.kept,
-            scale=result.scale,
-            folded=result.folded,
-            warnings=self.warnings,
-        )
+def _context(context: Context, text: tuple[str, ...]) -> dict[str, Any]:
+    return {**asdict(context), "activation": context.activation, "peak": context.peak, "text": text}
 
 
-def open_subject(config: InspectConfig) -> Subject:
-    """Open the run and the store that a config names.
-
-    Raises:
-        UserError: something is not there; the line says what is.
-    """
-    run = Run.open(config.run)
-    setup = config.setup
-    if not setup and config.seed is None:
-        # The first SAE that has weights; a run in which all diverged still has a table.
-        whole = next((row for row in run.result.rows if not row.diverged), run.result.rows[0])
-        row = run.row(whole.setup, whole.seed)
-    else:
-        row = run.row(setup, config.seed)
-    try:
-        store = Store.open(config.on or run.result.store)
-    except UserError as error:
-        if config.on:
-            raise
-        raise UserError(
-            f"run {run.name} was trained on a store that cannot be opened: {error}; --on names another"
-        ) from None
-    hook, _ = store.hook(config.hook or run.result.hook)
-    return Subject(run, row, store, hook, tuple(_warnings(run, store, hook, on=config.on)))
+def _with_text(items: Iterable[Any], text: Iterable[str]) -> list[dict[str, Any]]:
+    return [{**asdict(item), "text": piece} for item, piece in zip(items, text, strict=True)]
 
 
-def _warnings(run: Run, store: Store, hook: str, on: str) -> list[str]:
-    result, warnings = run.result, []
-    known, here = result.model.get("fingerprint"), store.manifest.model.get("fingerprint")
-    if known != here:
-        warnings.append(
-            f"store {store.name} is of another model than run {run.name}: what latents show there may mean nothing"
-        )
-    if hook != result.hook:
-        warnings.append(f"{hook} is not the hook point that run {run.name} was trained on ({result.hook})")
-    if not on and store.manifest.fingerprint != result.store_fingerprint:
-        warnings.append(f"store {store.name} has been made anew since run {run.name} was trained on it")
-    return warnings
-
-
-def overview(subject: Subject, advance: Advance) -> Overview:
-    """The run's table and a survey of one SAE, which is kept in the run folder for the next time."""
-    result, row, store = subject.run.result, subject.row, subject.store
-    survey = None
-    if not row.diverged:
-        path = subject.run.folder / "evidence" / f"{row.setup}-{row.seed}-{store.manifest.fingerprint}.safetensors"
-        survey = cached_survey(path, subject.sae(), store, subject.hook, advance)
-    pieces = Pieces(store.tokenizer)
-    dead = survey.dead if survey else []
+def overview(subject: Subject, index: Index | None) -> Overview:
+    """The run's table, and the latents of one SAE that are worth a look; without them where there is no index."""
+    result = subject.record.result
+    pieces = Pieces(subject.tokenizer)
+    dead = (index.firings == 0).nonzero()[0].tolist() if index else []
     return Overview(
-        head=subject.head(),
+        head=Head.of(subject),
         table=result.rows,
         baselines=result.baselines,
         held_out=result.held_out,
         dead_window=result.dead_window,
-        most_active=_glances(survey, survey.most_active(GLANCES), pieces) if survey else (),
-        most_selective=_glances(survey, survey.most_selective(GLANCES), pieces) if survey else (),
+        most_active=_glances(index, index.most_active(GLANCES), pieces) if index else (),
+        most_selective=_glances(index, index.most_selective(GLANCES), pieces) if index else (),
         dead_latents=len(dead),
         dead=tuple(dead[:DEAD]),
     )
 
 
-def _glances(survey: Survey, latents: list[int], pieces: Pieces) -> tuple[Glance, ...]:
-    rate, selectivity = survey.rate, survey.selectivity
+def _glances(index: Index, latents: list[int], pieces: Pieces) -> tuple[Glance, ...]:
     return tuple(
         Glance(
             latent=i,
-            rate=float(rate[i]),
-            mean=float(survey.mean[i]),
-            maximum=float(survey.maximum[i]),
-            selectivity=float(selectivity[i]),
-            contexts=tuple(_snippets(survey, i, pieces)),
+            rate=float(index.rate[i]),
+            mean=float(index.mean[i]),
+            maximum=float(index.maximum[i]),
+            selectivity=float(index.selectivity[i]),
+            contexts=tuple(
+                Snippet(c.activation, c.sequence, c.position, pieces(c.tokens), c.peak)
+                for c in index.latent(i).top[:SNIPPETS]
+            ),
         )
         for i in latents
     )
 
 
-def _snippets(survey: Survey, latent: int, pieces: Pieces) -> list[Snippet]:
-    snippets = []
-    for context in range(SNIPPETS):
-        if (sequence := int(survey.sequence[latent, context])) < 0:
-            break
-        ids = survey.window[latent, context].tolist()
-        text = pieces([i for i in ids if i >= 0])
-        peak = sum(i >= 0 for i in ids[:BEFORE])
-        place = int(survey.position[latent, context])
-        snippets.append(Snippet(float(survey.activation[latent, context]), sequence, place, text, peak))
-    return snippets
-
-
-def latent_view(subject: Subject, latent: int, contexts: int, advance: Advance) -> LatentView:
-    """One latent with its contexts.
+def latent_view(subject: Subject, index: Index, latent: int, explanation: Explanation | None = None) -> LatentView:
+    """One latent with its text.
 
     Raises:
         UserError: there is no such latent.
     """
-    sae, row, store = subject.sae(), subject.row, subject.store
-    if not 0 <= latent < sae.latents:
-        raise UserError(f"latent {latent} is not in 0…{sae.latents - 1} of setup {row.setup}")
-    found = examine(sae, store, subject.hook, latent, contexts, advance=advance)
-    pieces = Pieces(store.tokenizer)
+    found, pieces = index.latent(latent), Pieces(subject.tokenizer)
+
+    def texts(contexts: Iterable[Context]) -> tuple[tuple[str, ...], ...]:
+        return tuple(pieces(context.tokens) for context in contexts)
+
+    def words(items: Iterable[Logit]) -> tuple[str, ...]:
+        return tuple(pieces.one(item.token) for item in items)
+
     return LatentView(
-        head=subject.head(),
-        latent=latent,
-        rate=found.rate,
-        firings=found.firings,
-        mean=found.mean,
-        maximum=found.maximum,
-        bin_width=found.histogram.width,
-        histogram=found.histogram.counts,
-        contexts=tuple(
-            TextContext(
-                c.sequence, c.position, c.activation, c.start, c.peak, c.tokens, pieces(c.tokens), c.activations
-            )
-            for c in found.contexts
-        ),
-        tokens=tuple(TextToken(t.token, pieces.one(t.token), t.firings, t.mass, t.occurrences) for t in found.tokens),
+        head=Head.of(subject),
+        evidence=found,
+        top=texts(found.top),
+        samples=texts(found.samples),
+        tokens=tuple(pieces.one(use.token) for use in found.tokens),
+        promoted=words(found.promoted),
+        suppressed=words(found.suppressed),
+        logits="" if index.has_logits else index.facts.get("logits", ""),
+        explanation=explanation,
     )
 
 

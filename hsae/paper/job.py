@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hsae.evidence import open_subject
 from hsae.files import alone, cache_root, replacing
 from hsae.paper import PaperConfig, drawing
 from hsae.paper.document import document, lines_for_terminal
@@ -16,7 +17,7 @@ from hsae.paper.measure import describe, held_out
 from hsae.paper.plan import UNDERFLOW, Arm, ablation_arms, init_arms, part_settings, part_steps, table_arms
 from hsae.paper.report import Source, markdown
 from hsae.paper.tables import HEADS
-from hsae.progress import Bar, Training, say
+from hsae.progress import Training, say
 from hsae.record import RESULT
 from hsae.store import Store
 from hsae.trainconfig import Normalise
@@ -103,8 +104,8 @@ def _latents(trained: Trained, store: Store, hook: str, console: Console | None)
     """Readable latents of both corner cases, the first seed that did not diverge."""
     rows = {row.setup: row for row in reversed(trained.run.result.rows) if not row.diverged}
     setups = [name for name in ("hebb-tied", "bp") if name in rows]
-    with Bar(console, "reading", 2 * len(setups) * store.manifest.tokens) as bar:
-        return {name: readable(trained.run, name, rows[name].seed, store, hook, bar) for name in setups}
+    run, on = str(trained.run.folder), str(store.folder)
+    return {name: readable(open_subject(run, name, rows[name].seed, on, hook), console) for name in setups}
 
 
 def _draw(out: Path, found: Findings) -> None:
