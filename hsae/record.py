@@ -82,6 +82,8 @@ class Result:
         folded: the saved weights take activations at the store's own scale.
         baselines: what the SAEs must beat, over the same tokens.
         tokens: training tokens seen; `held_out`: tokens that the table was measured on.
+        origin: of an imported SAE, what made it and in which folder it was; then `store` is what it was measured on,
+            and nothing is known of its training. Empty for a run of `hsae train`.
     """
 
     version: int
@@ -99,6 +101,7 @@ class Result:
     dead_window: int
     rows: tuple[Row, ...]
     baselines: tuple[Baseline, ...] = ()
+    origin: str = ""
 
 
 class Record:

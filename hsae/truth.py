@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from hsae.errors import UserError, one_line
 from hsae.files import replacing
+from hsae.matching import assign, directions
 from hsae.store import Store
 
 FILE = "truth.safetensors"
@@ -97,21 +97,16 @@ def recovery(W_dec: Float[Tensor, "latent width"], truth: Truth) -> Recovery:
         W_dec: the decoder's directions; in the units of the directions or any other.
         truth: what made the data.
     """
-    # Only the scores need it, and it takes a while to import.
-    from scipy.optimize import linear_sum_assignment
-
-    rows = W_dec.detach().cpu().double()
-    rows = rows[rows.abs().amax(1) > 0]
+    rows = directions(W_dec)
+    rows = rows[rows.norm(dim=1) > 0]
     if len(rows) == 0:
         return Recovery(0.0, 0.0, 0.0, 0)
-    # By the largest entry first: the square of a tiny row would vanish.
-    rows = torch.nn.functional.normalize(rows / rows.abs().amax(1, keepdim=True), dim=1)
-    cosine = (torch.nn.functional.normalize(truth.directions.double(), dim=1) @ rows.T).clamp_(0, 1)
+    cosine = (directions(truth.directions) @ rows.T).clamp_(0, 1)
     best = cosine.amax(1)
-    matched = cosine.numpy()[linear_sum_assignment(cosine.numpy(), maximize=True)]
+    found = assign(cosine, exact=cosine.numel())
     return Recovery(
         mmcs=best.mean().item(),
-        mcc=float(matched.sum()) / len(cosine),
+        mcc=cosine[found.row, found.column].sum().item() / len(cosine),
         found=(best > FOUND).double().mean().item(),
         live=len(rows),
     )
