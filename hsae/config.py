@@ -15,6 +15,12 @@ from typing import Any, Literal, TypeVar, Union
 from hsae import registry
 from hsae.errors import UserError, choices
 
+SECTIONS = (
+    *("harvest", "train", "inspect", "browse", "serve", "interpret", "evaluate", "compare", "ablate", "steer"),
+    *("export", "import", "push", "pull", "paper"),
+)
+"""sections of a config file: one for each verb"""
+
 T = TypeVar("T")
 
 
@@ -49,10 +55,9 @@ def read_file(path: str | Path, section: str) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
-    sections = ("harvest", "train", "evaluate", "inspect", "paper")
     for key in data:
-        if key not in sections:
-            raise UserError(f"{path}: unknown section [{key}]; {choices(key, sections)}")
+        if key not in SECTIONS:
+            raise UserError(f"{path}: unknown section [{key}]; {choices(key, SECTIONS)}")
     table = data.get(section, {})
     if not isinstance(table, dict):
         raise UserError(f"{path}: {section} must be a table")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hsae.cli import main, run
+from hsae.cli import VERBS, main, run
+from hsae.config import SECTIONS
 from hsae.errors import UserError
 from hsae.run import Run
 from hsae.store import Store
@@ -143,3 +144,24 @@ def test_a_run_with_another_config_is_not_overwritten(planted: Callable[..., Sto
         run([*TRAIN, "--name", "x", "--latents", "49"])
     # What does not change the result is no other config.
     assert run([*TRAIN, "--name", "x", "--log-every", "2", "--checkpoint-seconds", "1"]) == 0
+
+
+def test_every_verb_has_a_section_in_config_files_and_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = {*VERBS, "harvest", "train", "evaluate"}
+    assert {*SECTIONS} == verbs
+    run(["--help"])
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in verbs)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_help_and_needs_no_pytorch_for_it(verb: str) -> None:
+    code = (
+        "import sys, hsae.cli\n"
+        "try: hsae.cli.run(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, verb, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: hsae {verb} ")

@@ -87,7 +87,7 @@ def keyword_line(text: Sequence[str], strengths: Sequence[float], peak: int, bef
 def _first_cells(text: str, cells: int) -> str:
     """The start of a text, in at most so many cells."""
     cropped = text[: max(cells, 0)]
-    while cell_len(cropped) > cells:
+    while cropped and cell_len(cropped) > cells:
         cropped = cropped[:-1]
     return cropped
 
@@ -95,7 +95,7 @@ def _first_cells(text: str, cells: int) -> str:
 def _last_cells(text: str, cells: int) -> str:
     """The end of a text, in at most so many cells."""
     cropped = text[-cells:] if cells > 0 else ""
-    while cell_len(cropped) > cells:
+    while cropped and cell_len(cropped) > cells:
         cropped = cropped[1:]
     return cropped
 
