@@ -14,23 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hsae import config
+from hsae import origin
 from hsae.config import require
 from hsae.errors import UserError
 from hsae.lm import LM
-from hsae.loading import load_lm
-from hsae.record import CONFIG, Row
+from hsae.record import Row
 from hsae.run import Run
 from hsae.sae import SAE
 from hsae.splice import Loss, Losses, measure
-from hsae.store import Chunk, Store
+from hsae.store import Store
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-# How far a recomputed activation may be from the stored one, in norms, at the median position: kernels differ by some
-# 1e-5, storing rounds by the rest.
-TOLERANCE = {"fp32": 1e-3, "fp16": 3e-3, "bf16": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -129,8 +124,8 @@ def evaluate(settings: EvaluateConfig, console: Console | None = None) -> Evalua
     first = max(0, store.manifest.sequences - -(-settings.tokens // store.manifest.context))
     if not any(chunk.keep.any() for chunk in store.chunks(hook, 64, first)):
         raise UserError(f"store {store.name}: no position of its last sequences counts; raise --tokens")
-    lm = _model(settings, store)
-    _check(lm, store, hook, next(store.chunks(hook, settings.batch, first)))
+    lm = origin.load(store, settings.model, settings.device, settings.trust_remote_code)
+    origin.check(lm, store, hook, next(store.chunks(hook, settings.batch, first)))
     for reconstruction in saes.values():
         reconstruction.sae = reconstruction.sae.to(lm.device)
     mean = torch.tensor(record.mean, dtype=torch.float32, device=lm.device)
@@ -183,72 +178,11 @@ def _rows(run: Run, settings: EvaluateConfig) -> tuple[list[Row], list[str]]:
     return whole, [f"{row.setup}, seed {row.seed}, diverged {row.diverged}" for row in named if row.diverged]
 
 
-def _model(settings: EvaluateConfig, store: Store) -> LM:
-    """The language model that the store came from, or the one that the settings name instead."""
-    manifest = store.manifest
-    name = settings.model or manifest.model.get("name")
-    if not (isinstance(name, str) and name):
-        raise UserError(
-            f"store {store.name}: its manifest names no language model to splice into; "
-            "evaluate a run on a store made by `hsae harvest`, or name the model with --model"
-        )
-    revision = "" if settings.model else str(manifest.model.get("revision") or "")
-    tokenizer = str(manifest.harvest.get("tokenizer") or "")
-    try:
-        return load_lm(name, settings.device, revision, tokenizer, settings.trust_remote_code)
-    except UserError as error:
-        if settings.model:
-            raise
-        raise UserError(f"store {store.name}: {error}; name its model with --model") from None
-
-
-def _check(lm: LM, store: Store, hook: str, batch: Chunk) -> None:
-    """Whether the model computes the activations that the store holds.
-
-    Raises:
-        UserError: it does not; the line names both fingerprints.
-    """
-    manifest, off = store.manifest, ""
-    if manifest.context > lm.context_limit:
-        off = f"it takes {lm.context_limit} tokens at most, the store's sequences have {manifest.context}"
-    elif int(batch.tokens.max()) >= lm.vocabulary:
-        off = f"its vocabulary has {lm.vocabulary} entries, the store holds token {int(batch.tokens.max())}"
-    elif hook not in lm.bridge.hook_dict:
-        off = f"it has no hook point {hook}"
-    else:
-        there, here = batch.activations, lm.tap(batch.tokens.long(), (hook,))[hook].cpu()
-        if there.shape != here.shape:
-            off = f"{hook} is {here.shape[-1]} wide, {there.shape[-1]} in the store"
-        else:
-            # The median: stored as fp16, single positions with huge norms overflow.
-            error = ((here - there).norm(dim=-1) / there.norm(dim=-1).clamp_min(1e-12)).median().item()
-            if not error <= TOLERANCE[manifest.dtype]:
-                off = f"at {hook} it differs by {100 * error:.2g}% from what is stored"
-    if off:
-        known = manifest.model.get("fingerprint", "unknown")
-        raise UserError(
-            f"model {lm.name} (fingerprint {lm.fingerprint}) is not the one of store {store.name} ({known}): {off}; "
-            "name the right one with --model"
-        )
-
-
 def _notes(run: Run, store: Store, lm: LM, first: int) -> list[str]:
-    notes, manifest = [], store.manifest
-    known = manifest.model.get("fingerprint")
-    if known != lm.fingerprint:
-        notes.append(
-            f"the model's fingerprint is {lm.fingerprint}, the store's {known}: it computes the same activations, but "
-            "its weights are not the same"
-        )
+    notes, manifest = [*origin.differs(lm, store)], store.manifest
     if manifest.fingerprint != run.result.store_fingerprint:
         notes.append(f"store {store.name} has been made anew since run {run.name} was trained on it")
-    held_out = config.read_file(run.folder / CONFIG, "train").get("held_out", 0)
-    if (trained := manifest.sequences - -(-held_out // manifest.context) - first) > 0:
-        notes.append(
-            f"{trained:,} of the {manifest.sequences - first:,} sequences were trained on; "
-            f"--tokens {held_out} takes held-out ones only"
-        )
-    return notes
+    return [*notes, *origin.trained_on(run, store, first)]
 
 
 def _evaluation(

@@ -19,7 +19,8 @@ from hsae.evidence.build import Passing, lens
 from hsae.evidence.draws import Together, nearest
 from hsae.evidence.entries import Encoder, Entries
 from hsae.evidence.gathered import SLOTS, Gathered, Passage, priority
-from hsae.evidence.index import AFTER, BEFORE, QUANTILES, RANDOM, SAMPLES, TOP, WINDOW, Index
+from hsae.evidence.index import Index
+from hsae.evidence.latent import AFTER, BEFORE, QUANTILES, RANDOM, SAMPLES, TOP, WINDOW
 from hsae.kernels import native
 from hsae.sae import SAE
 from hsae.sae.batchtopk import BatchTopK

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int
 
-from hsae.evidence.index import DENSE, Context, Index, LatentEvidence
+from hsae.evidence.index import DENSE, Index
+from hsae.evidence.latent import Context, LatentEvidence
 from hsae.evidence.subject import Subject
 from hsae.inspect.tokens import Pieces
 

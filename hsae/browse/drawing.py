@@ -12,7 +12,7 @@ from rich.text import Text
 from textual.strip import Strip
 
 from hsae.browse.catalogue import Catalogue, Stretch
-from hsae.evidence.index import TOP, LatentEvidence, Logit
+from hsae.evidence.latent import TOP, LatentEvidence, Logit
 from hsae.figures import figure, fraction, percent
 from hsae.inspect.ink import Ink, histogram, keyword_line
 from hsae.inspect.tokens import visible

@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hsae.errors import UserError
-from hsae.evidence.index import Index, LatentEvidence
+from hsae.evidence.index import Index
+from hsae.evidence.latent import LatentEvidence
 from hsae.evidence.subject import Subject, open_subject
 
 if TYPE_CHECKING:

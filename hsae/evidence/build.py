@@ -19,7 +19,7 @@ from hsae.errors import UserError
 from hsae.evidence.draws import Together, Windows, nearest
 from hsae.evidence.entries import Encoder
 from hsae.evidence.gathered import SILENT, Contexts, Gathered, Passage
-from hsae.evidence.index import BINS, LOGITS, TOKENS
+from hsae.evidence.latent import BINS, LOGITS, TOKENS
 from hsae.evidence.subject import Subject
 from hsae.files import alone, replacing
 from hsae.run import Run

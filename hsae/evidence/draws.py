@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hsae.evidence.entries import Entries
 from hsae.evidence.gathered import NEVER, Passage, around, priority
-from hsae.evidence.index import PARTNERS, RANDOM, WINDOW
+from hsae.evidence.latent import PARTNERS, RANDOM, WINDOW
 
 PAIRS = 300_000_000
 """pairs of latents that are active together, over the tokens drawn: what counting them costs"""
@@ -57,19 +57,20 @@ class Windows:
         """The code of the new windows beside that of the old ones, which have moved, or gone."""
         place = torch.full((RANDOM + len(row),), -1)
         place[order] = torch.arange(len(order))
+        stays = place[RANDOM:] >= 0
+        row, number = row[stays], place[RANDOM:][stays]
         numbers = torch.full(passage.keep.shape, -1)
         numbers[passage.keep] = torch.arange(len(sequence))
         rows = around(numbers, -1)[sequence[row, None], position[row, None] + torch.arange(WINDOW)]
         inside = rows >= 0
-        window = (RANDOM + torch.arange(len(row)))[:, None].expand_as(rows)[inside]
         column = torch.arange(WINDOW).expand_as(rows)[inside]
         which, entry = entries.of_rows(rows[inside])
-        window = place[torch.cat([self.window.long(), window[which]])]
+        window = place[self.window.long()]
         there = window >= 0
-        self.window = window[there].int()
-        self.place = torch.cat([self.place, column[which].int()])[there]
-        self.latent = torch.cat([self.latent, entries.latent[entry]])[there]
-        self.value = torch.cat([self.value, entries.code[entry]])[there]
+        self.window = torch.cat([window[there], number[:, None].expand_as(rows)[inside][which]]).int()
+        self.place = torch.cat([self.place[there], column[which].int()])
+        self.latent = torch.cat([self.latent[there], entries.latent[entry]])
+        self.value = torch.cat([self.value[there], entries.code[entry]])
 
     def arrays(self, latents: int) -> dict[str, Tensor]:
         """The index's."""

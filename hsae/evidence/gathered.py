@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hsae.evidence.entries import Entries
-from hsae.evidence.index import AFTER, BEFORE, BINS, SAMPLES, TOP, WINDOW
+from hsae.evidence.latent import AFTER, BEFORE, BINS, SAMPLES, TOP, WINDOW
 from hsae.kernels import native
 
 SLOTS = 256

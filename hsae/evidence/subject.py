@@ -9,7 +9,7 @@ from typing import Any
 
 from hsae import config
 from hsae.errors import UserError
-from hsae.evidence.index import BEFORE, FORM, RANDOM, SAMPLES, TOKENS, TOP, WINDOW
+from hsae.evidence.latent import BEFORE, FORM, RANDOM, SAMPLES, TOKENS, TOP, WINDOW
 from hsae.files import named_folder
 from hsae.record import Record, Row
 from hsae.store.manifest import NAME, HookRecord, Manifest

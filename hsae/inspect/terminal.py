@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hsae.evidence.index import Context
+from hsae.evidence.latent import Context
 from hsae.figures import NONE, figure, fraction, percent
 from hsae.inspect.ink import Ink, histogram, keyword_line
 from hsae.inspect.tables import open_table, run_tables

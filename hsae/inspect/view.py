@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hsae.evidence import Index, LatentEvidence, Subject
-from hsae.evidence.index import Context, Logit
+from hsae.evidence.latent import Context, Logit
 from hsae.inspect.tokens import Pieces
 from hsae.interpret.results import Explanation
 from hsae.record import Baseline, Row

@@ -1,14 +1,17 @@
-"""Latents and strengths as they are written in one word: 27,30-40 and 0,1,-2.5."""
+"""Latents and strengths as they are written in one word, 27,30-40 and 0,1,-2.5, and latents as they are named."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from hsae.config import require
 
 MOST = 4096
 """latents that one list may name"""
+NAMED = 4
+"""latents that are named one by one before the rest is counted"""
 
 
 def latent_list(text: str) -> tuple[int, ...]:
@@ -46,3 +49,10 @@ def strength_list(text: str) -> tuple[float, ...]:
         require(math.isfinite(value), "strength", wanted, text)
         found[value + 0.0] = None  # -0 is 0
     return tuple(found)
+
+
+def named(latents: Sequence[int]) -> str:
+    """Words for latents: `latent 5`, or `latents 1, 2, 3, 4 and 10 more`."""
+    some = ", ".join(map(str, latents[:NAMED]))
+    more = f" and {len(latents) - NAMED:,} more" if len(latents) > NAMED else ""
+    return f"latent{'s' if len(latents) > 1 else ''} {some}{more}"

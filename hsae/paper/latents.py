@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hsae.evidence import Index, Subject, open_index
-from hsae.evidence.index import BEFORE, Context
+from hsae.evidence.latent import BEFORE, Context
 from hsae.inspect.tokens import Pieces, visible
 
 if TYPE_CHECKING:

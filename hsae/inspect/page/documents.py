@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from hsae.evidence import Index, Subject
-from hsae.evidence.index import BEFORE, DENSE, TOP, Context, LatentEvidence, Logit
+from hsae.evidence.index import DENSE
+from hsae.evidence.latent import BEFORE, TOP, Context, LatentEvidence, Logit
 from hsae.inspect.page.words import Words
 
 FORMAT = "hsae-page-1"
