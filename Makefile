@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HSAE := $(BIN)/hsae
 
-.PHONY: install demo test check lock bench bench-short
+.PHONY: install demo test check docs parity lock bench bench-short
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,14 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documentation, to build/site; a warning is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Exports and imports held against the real packages, each in an environment of its own, made the first time.
+parity: install
+	$(BIN)/python tools/parity.py
+
 # Against the peers: training steps, time to equal FVU, memory, harvest, storage. Each peer gets an environment of its own, the first time.
 # On a store of yours: make bench BENCH="--store NAME".
 bench: install
@@ -51,6 +59,6 @@ lock:
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet torch==2.13.0
-	$(VENV)-lock/bin/pip install --quiet '.[dev,gguf,figures]'
+	$(VENV)-lock/bin/pip install --quiet '.[dev,docs,gguf,figures]'
 	$(VENV)-lock/bin/pip freeze --exclude hsae | sed 's/+cpu$$//; s/^triton==.*/&; platform_system == "Linux" and platform_machine == "x86_64"/' > requirements.lock
 	rm -rf $(VENV)-lock

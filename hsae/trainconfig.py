@@ -86,6 +86,10 @@ class TrainConfig:
     """steps between lines of metrics.jsonl"""
     checkpoint_seconds: float = 60.0
     """seconds between checkpoints"""
+    tensorboard: bool = False
+    """write the lines of metrics.jsonl for TensorBoard too, into tensorboard/ in the run's folder"""
+    wandb: str = ""
+    """project of Weights & Biases to log them to; empty: none. WANDB_MODE=offline needs no network"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
     name: str = ""

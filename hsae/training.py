@@ -24,6 +24,7 @@ from hsae.loop import Loop, finite
 from hsae.metrics import score
 from hsae.progress import Training
 from hsae.record import RESULT, Baseline, Result, Row
+from hsae.reporting import Reports, reporting
 from hsae.run import INDIFFERENT, Run, RunWriter
 from hsae.start import centre_of
 from hsae.store import HookRecord, Store
@@ -62,6 +63,8 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
             raise UserError(f"{folder}: was trained on another store; give another --name, or delete it")
         RunWriter(folder, resolved)
         progress.say(f"{folder} is already trained: nothing to do")
+        with reporting(settings, folder, progress.say) as reports:
+            reports.result(run.result.rows, run.result.steps)
         return run
     scale = settings.normalise.scale(record)
     held_out = _held_out_sequences(settings, store)
@@ -77,11 +80,13 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         count = f"{steps:,} step{'' if steps == 1 else 's'}"
         progress.say(f"{folder}: {count} of {settings.batch_tokens:,} tokens on {device}{by(device)}{begun}")
         _warn(settings, record, scale, steps, progress)
-        _fit(loop, store, rows, steps, writer, progress)
-        seen = min(settings.held_out, loop.step * settings.batch_tokens)
-        trained = next(iter(rows.batches(seen, start=0))) * scale
-        truth = Truth.of(store)
-        table = tuple(_row(loop, i, held, trained, truth) for i in range(len(loop.learners)))
+        with reporting(settings, folder, progress.say) as reports:
+            _fit(loop, store, rows, steps, writer, reports, progress)
+            seen = min(settings.held_out, loop.step * settings.batch_tokens)
+            trained = next(iter(rows.batches(seen, start=0))) * scale
+            truth = Truth.of(store)
+            table = tuple(_row(loop, i, held, trained, truth) for i in range(len(loop.learners)))
+            reports.result(table, loop.step)
         _off_target(settings, table, progress)
         beaten = (
             _baselines(settings, store, hook, scale, held.to(device), table, held_out) if settings.baselines else ()
@@ -109,7 +114,9 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
         return writer.finish(saes, result)
 
 
-def _fit(loop: Loop, store: Store, rows: RowStream, steps: int, writer: RunWriter, progress: Training) -> None:
+def _fit(
+    loop: Loop, store: Store, rows: RowStream, steps: int, writer: RunWriter, reports: Reports, progress: Training
+) -> None:
     """The training loop: from the loop's step to the last, with checkpoints on the way."""
     settings = loop.settings
     with interruptible() as interrupted, progress.bar(steps, loop.step, settings.batch_tokens) as bar:
@@ -120,6 +127,7 @@ def _fit(loop: Loop, store: Store, rows: RowStream, steps: int, writer: RunWrite
             records = loop.advance(next(batches))
             if records:
                 writer.log(records)
+                reports.log(records)
             progress.update(records)
             bar.advance(settings.batch_tokens)
             for i in loop.diverged.keys() - told:
