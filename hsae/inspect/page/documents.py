@@ -121,9 +121,7 @@ class Documents:
         sketches = []
         for latent in self.latents:
             used = _bins(float(self.index.maximum[latent]), float(widths[latent]))
-            bins = counts[latent, :used].tolist()
-            highest = max(bins, default=0)
-            sketches.append("".join(_DIGITS[math.ceil(35 * math.sqrt(n / highest))] for n in bins))
+            sketches.append(_sketch(counts[latent, :used].tolist()))
         return sketches
 
     def block(self, number: int) -> dict[str, Any]:
@@ -212,6 +210,12 @@ def _parted(pieces: Sequence[str], peak: int) -> list[str]:
     # A part of a character has no text of its own: the token that completes the character shows it.
     peak = next((i for i in range(peak, len(pieces)) if pieces[i]), peak)
     return ["".join(pieces[:peak])[-LONGEST:], pieces[peak][:LONGEST], "".join(pieces[peak + 1 :])[:LONGEST]]
+
+
+def _sketch(counts: Sequence[int]) -> str:
+    """A base-36 digit for each count: its square root, 35 for the highest; 0 for none only."""
+    highest = max(counts, default=0)
+    return "".join(_DIGITS[math.ceil(35 * math.sqrt(count / highest))] for count in counts)
 
 
 def _bins(maximum: float, width: float) -> int:

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hsae.errors import UserError, one_line
+from hsae.errors import UserError
 from hsae.evidence import Index, Subject
 from hsae.figures import size
 from hsae.files import replacing
@@ -59,7 +59,7 @@ def write_page(
                 file.write(f'<script type="text/plain" id="block-{number}">{text}</script>\n')
                 bar.advance(min(BLOCK, len(documents.latents) - number * BLOCK))
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({one_line(error)})") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
     if console is not None:
         count = len(documents.latents)
         say(console, f"{path}: {count:,} latent{'s' * (count != 1)}, {size(path.stat().st_size)}")
