@@ -18,6 +18,7 @@ from hsae.device import choose_device
 from hsae.errors import UserError
 from hsae.files import alone, cache_root
 from hsae.graph import on_device
+from hsae.held_out import held_out_rows, held_out_sequences
 from hsae.interrupt import interruptible
 from hsae.kernels import by
 from hsae.loop import Loop, finite
@@ -67,11 +68,10 @@ def train(settings: TrainConfig, progress: Training | None = None) -> Run:
             reports.result(run.result.rows, run.result.steps)
         return run
     scale = settings.normalise.scale(record)
-    held_out = _held_out_sequences(settings, store)
+    held_out = held_out_sequences(store, settings.held_out)
     rows = store.rows(hook, settings.data_seed, held_out)
     steps = _steps(settings, store, rows)
-    whole = store.manifest.sequences
-    held = _tokens(store, hook, whole - held_out, whole, settings.held_out) * scale
+    held = held_out_rows(store, hook, settings.held_out) * scale
     loop = Loop(settings, steps, _centres(settings, record, rows, scale, device), scale, held)
     with alone(folder, "hsae train"):
         writer = RunWriter(folder, resolved)
@@ -189,17 +189,6 @@ def _identity(resolved: Mapping[str, Any], store: Store) -> str:
     return config.fingerprint([settings, store.manifest.fingerprint])
 
 
-def _held_out_sequences(settings: TrainConfig, store: Store) -> int:
-    """How many of the store's last sequences are held out."""
-    held_out, there = -(-settings.held_out // store.manifest.context), store.manifest.sequences
-    if held_out >= there:
-        raise UserError(
-            f"store {store.name} has {there} sequences, {held_out} of them would be held out: "
-            "harvest more, or lower --held-out"
-        )
-    return held_out
-
-
 def _steps(settings: TrainConfig, store: Store, rows: RowStream) -> int:
     """How many steps the settings ask for."""
     steps = settings.steps or int(settings.epochs * rows.rows_per_epoch) // settings.batch_tokens
@@ -268,18 +257,3 @@ def _baselines(
     ranks = sorted({min(width, max(1, round(statistics.fmean(l0)))) for l0 in reached.values()})
     blocks = training_rows(store, hook, scale, held_out)
     return tuple(baselines(store, hook, scale, held, settings.latents, ranks, blocks))
-
-
-def _tokens(store: Store, hook: str, first: int, end: int, most: int) -> Float[Tensor, "token width"]:
-    """The activations that count of the sequences from `first` to before `end`, up to so many."""
-    found: list[Tensor] = []
-    for chunk in store.chunks(hook, 64, first, end):
-        found.append(chunk.activations[chunk.keep])
-        if sum(map(len, found)) >= most:
-            break
-    rows = torch.cat(found)[:most]
-    if len(rows) == 0:
-        raise UserError(
-            f"store {store.name}: no position of the sequences {first} to {end - 1} counts; change --held-out"
-        )
-    return rows

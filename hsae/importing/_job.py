@@ -13,6 +13,7 @@ from hsae.baselines import baselines, training_rows
 from hsae.errors import UserError
 from hsae.export._files import whole_folder
 from hsae.files import cache_root
+from hsae.held_out import held_out_rows, held_out_sequences
 from hsae.importing import ImportConfig
 from hsae.importing._base import Foreign, Reader
 from hsae.importing._setup import Made, make
@@ -21,8 +22,6 @@ from hsae.loop import finite
 from hsae.metrics import score
 from hsae.record import VERSION, Baseline, Result, Row
 from hsae.run import Run, RunWriter
-from hsae.trainconfig import TrainConfig
-from hsae.training import _held_out_sequences, _tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,8 +92,8 @@ def _table(settings: ImportConfig, made: Made, fit: Fit) -> tuple[Row, Sequence[
     if fit.store is None:
         return Row(made.name, made.seed), (), 0
     store, sae = fit.store, made.sae
-    out, whole = _held_out_sequences(TrainConfig(held_out=settings.held_out), store), store.manifest.sequences
-    held = _tokens(store, fit.hook, whole - out, whole, settings.held_out)
+    out = held_out_sequences(store, settings.held_out)
+    held = held_out_rows(store, fit.hook, settings.held_out)
     values = finite(dataclasses.asdict(score(sae, held, BLOCK)))
     row = Row(made.name, made.seed, **{f.name: values[f.name] for f in dataclasses.fields(Row) if f.name in values})
     if not settings.baselines or row.l0 is None:

@@ -34,8 +34,8 @@ def run_tables(rows: Sequence[Row], baselines: Sequence[Baseline], held_out: int
     Args:
         rows: the SAEs.
         baselines: what they must beat.
-        held_out: the tokens that all was measured on.
-        dead_window: the training tokens that say which latents are dead.
+        held_out: the tokens that all was measured on; 0: nothing was measured.
+        dead_window: the training tokens that say which latents are dead; 0: not known.
     """
     parts: list[RenderableType] = [_metrics(rows, baselines)]
     parts += [
@@ -43,10 +43,14 @@ def run_tables(rows: Sequence[Row], baselines: Sequence[Baseline], held_out: int
         for row in rows
         if row.diverged
     ]
+    if not held_out:
+        parts.append(Text("Not measured: there was no store to measure on.", style="dim"))
+        return Group(*parts)
     caption = (
         f"Over {held_out:,} held-out tokens (train: as many trained ones); EVR: mean of per-token ratios; "
-        f"dict: latents that fire on any of them; dead: on none of the last {dead_window:,} training tokens."
+        "dict: latents that fire on any of them"
     )
+    caption += f"; dead: on none of the last {dead_window:,} training tokens." if dead_window else "."
     several = any(len(same) > 1 for same in _by_setup(rows))
     parts.append(Text(caption + (" ±: half the 95% interval of the mean over seeds." if several else ""), style="dim"))
     parts += ["", _explained(rows)]

@@ -67,6 +67,8 @@ def _headline(head: Head, title: str) -> Iterator[Text]:
     ]
     yield Text(visible(title), style="bold")
     yield Text(visible(" · ".join(facts)), style="dim")
+    if head.origin:
+        yield Text(visible(head.origin), style="dim")
     for warning in head.warnings:
         yield Text(f"WARNING: {visible(warning)}", style="bold yellow")
 

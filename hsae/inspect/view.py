@@ -21,7 +21,8 @@ GLANCES, SNIPPETS, DEAD = 8, 4, 20
 class Head:
     """What is looked at: which SAE of which run, on which store.
 
-    `scale` multiplies activations before the encoder; `positions` counts all of the store, those left out included.
+    `scale` multiplies activations before the encoder; `positions` counts all of the store, those left out included;
+    `origin` says where an imported SAE is from.
     """
 
     run: str
@@ -37,6 +38,7 @@ class Head:
     rows: int
     scale: float
     folded: bool
+    origin: str
     warnings: tuple[str, ...]
 
     @classmethod
@@ -57,6 +59,7 @@ class Head:
             rows=subject.hook_record.kept,
             scale=result.scale,
             folded=result.folded,
+            origin=result.origin,
             warnings=subject.warnings,
         )
 

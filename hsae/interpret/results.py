@@ -6,7 +6,7 @@ One JSON file for each index and explainer: `evidence/SETUP-SEED-….NAME.interp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -147,10 +147,10 @@ def to_row(explanation: Explanation) -> dict[str, Any]:
 
 def from_row(row: Mapping[str, Any]) -> Explanation:
     """The explanation that `to_row` made plain."""
-    scores = {name: Score(*row[name]) for name in SCORES if name in row}
+    scores: dict[str, Any] = {name: Score(*row[name]) for name in SCORES if name in row}
     quantiles = tuple((int(found), int(active)) for found, active in row.get("quantiles", ()))
-    rest: Iterable[str] = ("latent", "text", "why", "rate")
-    return Explanation(**{"text": ""} | {key: row[key] for key in rest if key in row}, quantiles=quantiles, **scores)
+    plain = (row["latent"], row.get("text", ""), row.get("why", ""), row.get("rate", 0.0))
+    return Explanation(*plain, quantiles=quantiles, **scores)
 
 
 def _time(path: Path) -> float:

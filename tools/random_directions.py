@@ -1,6 +1,6 @@
 """A run whose SAE was not trained: random directions, each firing as often as a latent of a trained SAE does.
 
-    python docs/interpret/random_directions.py stories260k bp        # makes the run stories260k-random-bp
+    python tools/random_directions.py stories260k bp        # makes the run stories260k-random-bp
     hsae interpret --run stories260k-random-bp
 
 The floor for scores of explanations. Latent j's encoder row is a random unit vector, applied to the activations less
