@@ -33,7 +33,7 @@ def repeated(store: Store, hook: str, tokens: int, folder: Path) -> Store:
     """A store of at least so many tokens, made of copies of another's shards."""
     manifest = store.manifest
     writer = StoreWriter(folder, {"made": "by benchmarks/evidence.py"}, manifest.dtype)
-    while sum(shard.sequences for shard in writer.shards) * manifest.context < tokens:
+    while writer.sequences * manifest.context < tokens:
         for shard in manifest.shards:
             if shard.sequences == manifest.shard_sequences:
                 ids, values, keep = store.read(shard, "tokens", hook, keep_key(hook))
