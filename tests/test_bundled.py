@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -87,8 +88,8 @@ def test_contexts_are_text_that_the_model_read(
     shown = json.loads(capsys.readouterr().out)
     stories = "<|endoftext|>".join(pq.read_table(STORIES)["text"].to_pylist())
     sae, store = Run(home / "runs" / "b").sae("bp"), Store(home / "activations" / "b")
-    assert len(shown["contexts"]) == 10
-    for context in shown["contexts"]:
+    assert len(shown["top"]) == 16
+    for context in (*shown["top"], *itertools.chain(*shown["samples"])):
         assert "".join(context["text"]) in stories
         x = next(store.chunks(HOOK, 1, first=context["sequence"])).activations[0, context["position"]]
         assert sae.encode(x)[shown["latent"]].item() == pytest.approx(context["activation"], rel=1e-3)

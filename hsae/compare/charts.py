@@ -97,7 +97,7 @@ def histogram(matching: Matching, width: int = 420, height: int = 190) -> str:
 
 
 def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
-    head = f'<svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" aria-label="{escape(label)}">'
+    head = f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(label)}">'
     return head + "".join(parts) + "</svg>"
 
 

@@ -11,6 +11,7 @@ Reading an index needs no PyTorch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hsae.errors import UserError
@@ -24,16 +25,19 @@ if TYPE_CHECKING:
 __all__ = ["Index", "LatentEvidence", "Subject", "open_index", "open_subject"]
 
 
-def open_index(subject: Subject, console: Console | None = None) -> Index:
+def open_index(
+    subject: Subject, console: Console | None = None, advance: Callable[[int], None] = lambda passed: None
+) -> Index:
     """The index of a subject; built, in one pass over the store, where there is none yet.
 
     Args:
         subject: which SAE, and the store.
         console: where to show progress; None shows nothing.
+        advance: told how many positions have been passed since the last call, if it is built; it may raise, to stop.
+            What is done is then saved, as on Ctrl-C, and the same call goes on from there.
 
     Raises:
         UserError: the SAE diverged, or a file is damaged.
-        KeyboardInterrupt: on Ctrl-C, after saving; the same call goes on from there.
     """
     path = subject.index_path
     if path.exists():
@@ -46,4 +50,4 @@ def open_index(subject: Subject, console: Console | None = None) -> Index:
                 return index
     from hsae.evidence.build import build
 
-    return Index(build(subject, console))
+    return Index(build(subject, console, advance))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,12 +42,17 @@ BLOCK = 512
 """latents whose logits are in memory at a time"""
 
 
-def build(subject: Subject, console: Console | None = None) -> Path:
+Advance = Callable[[int], None]
+"""told how many positions of the store have been passed since the last call; it may raise, to stop"""
+
+
+def build(subject: Subject, console: Console | None = None, advance: Advance = lambda passed: None) -> Path:
     """Make the index of a subject, and say where it is: in the run folder, or a temporary one where that is closed.
+
+    Whatever stops it, what is done is saved, and the same call goes on from there.
 
     Raises:
         UserError: another process makes it, or a file is damaged.
-        KeyboardInterrupt: on Ctrl-C, after saving; the same call goes on from there.
     """
     from hsae.progress import Bar
 
@@ -62,12 +67,14 @@ def build(subject: Subject, console: Console | None = None) -> Path:
         with Bar(console, "reading", total, done) as bar:
             saved = time.monotonic()
             try:
+                advance(done)
                 for passed in passing.go():
                     bar.advance(passed)
+                    advance(passed)
                     if time.monotonic() - saved > EVERY:
                         passing.save(partial, subject.facts)
                         saved = time.monotonic()
-            except KeyboardInterrupt:
+            except BaseException:
                 passing.save(partial, subject.facts)
                 raise
         arrays, logits = passing.arrays(), ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -123,29 +122,9 @@ class Bench:
 def build_index(job: Job, subject: Subject) -> Index:
     """The index of a subject, made if there is none; cancelled, it is saved, and the next call goes on from there."""
     from hsae.evidence import open_index
-    from hsae.evidence.build import Passing
-    from hsae.files import alone
-    from hsae.run import Run
-    from hsae.store import Store
 
-    store, partial = Store(subject.folder), subject.index_path.with_suffix(".partial")
-    home = partial.parent if partial.parent.exists() else subject.record.folder
-    if not os.access(home, os.W_OK):
-        # Made in one go, in a temporary folder: nothing could be gone on with.
-        job.begin("reading the store")
-        return open_index(subject)
-    passing = Passing(Run(subject.record.folder).sae(subject.row.setup, subject.row.seed), store, subject.hook)
-    job.begin("reading the store", store.manifest.tokens)
-    with alone(partial.parent, "index"):
-        passing.restore(partial, subject.facts)
-        job.advance(passing.next * store.manifest.context)
-        try:
-            for passed in passing.go():
-                job.advance(passed)
-        finally:
-            passing.save(partial, subject.facts)
-    job.begin("writing the index")
-    return open_index(subject)
+    job.begin("reading the store", subject.manifest.tokens)
+    return open_index(subject, advance=job.advance)
 
 
 def compare(job: Job, saes: Mapping[str, str], on: str, hook: str, tokens: int) -> dict[str, Any]:

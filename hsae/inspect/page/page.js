@@ -237,7 +237,7 @@ async function start() {
       drawn = await latent(number).catch(failed);
       if (waited !== hash) return; // Another latent was asked for meanwhile.
     }
-    const view = views[name];
+    const view = Object.hasOwn(views, name) ? views[name] : undefined;
     document.body.dataset.shows = view ? "view" : number === null ? "list" : "latent";
     $("list").hidden = Boolean(view);
     $("detail").hidden = number === null;
