@@ -26,6 +26,7 @@ PARTNERS = 12
 LOGITS = 12
 """promoted tokens of each latent, and suppressed ones"""
 
+
 @dataclass(frozen=True)
 class Histogram:
     """Counts of activations above zero: bin i has those in (i · width, (i + 1) · width]; the last has the maximum."""
