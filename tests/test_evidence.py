@@ -114,6 +114,7 @@ def test_peaks_lead_back_to_sequence_position_token_and_window(tmp_path: Path) -
 def test_a_sequence_gives_one_context_at_its_highest_peak(tmp_path: Path) -> None:
     # Sequence 6 alone has more high peaks than there are places; its highest is neither its first nor its last.
     plants = {(6, p): (1, 10.0 + (30 if p == 13 else p)) for p in range(24)} | {(9, 4): (1, 3.0), (2, 0): (1, 2.0)}
+    plants[9, 8] = (1, 3.0)  # of equal peaks the first
     found = indexed(identity(), planted(tmp_path / "s", plants)).latent(1)
     assert [(c.sequence, c.position, c.activation) for c in found.top] == [(6, 13, 40), (9, 4, 3), (2, 0, 2)]
     assert found.top[0].activations == tuple(10.0 + (30 if p == 13 else p) for p in range(24))
@@ -211,6 +212,10 @@ def test_histogram_ends_with_the_bin_of_the_maximum(tmp_path: Path) -> None:
     assert histogram.width == 1.0
     assert [i for i, count in enumerate(histogram.counts) if count] == [0, 5, 20]
     assert len(histogram.counts) == 21
+    # The last bin becomes the first at once: 2^-6 to 2^3 is nine doublings, and five would do.
+    store = planted(tmp_path / "t", {(0, 0): (0, 0.0156), (1, 0): (0, 5.1)})
+    counts = indexed(identity(), store).latent(0).histogram.counts
+    assert [i for i, count in enumerate(counts) if count] == [0, 20]
 
 
 @pytest.mark.usefixtures("rows", "kernels")
