@@ -23,11 +23,11 @@ from hsae.intervene import AblateConfig, SteerConfig
 from hsae.intervene.controls import like_rate
 from hsae.intervene.edits import Edit, directions, random_directions
 from hsae.intervene.effects import effects
-from hsae.intervene.lists import latent_list, named, strength_list
 from hsae.intervene.reading import read
 from hsae.intervene.site import Head, Site, open_site
 from hsae.intervene.tally import Tally
 from hsae.intervene.trials import Ablation
+from hsae.lists import latent_list, named, strength_list
 from hsae.lm import LM
 from hsae.loading import load_lm
 from hsae.splice import padding

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsae.config import require
-from hsae.intervene.lists import latent_list
+from hsae.lists import latent_list
 
 if TYPE_CHECKING:
     from rich.console import Console

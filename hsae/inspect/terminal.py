@@ -144,7 +144,9 @@ def draw_latent(shown: LatentView, ink: Ink, width: int, contexts: int, command:
     yield from histogram(found, width)
     yield Text("\nTop contexts, each from another sequence", style="bold")
     yield from _context_lines(shown, list(zip(found.top, shown.top, strict=True))[:contexts], ink, width)
-    yield Text.assemble("\n", ("Drawn evenly from all its firings", "bold"), (f"  ({EACH} of each fifth of them)", "dim"))
+    yield Text.assemble(
+        "\n", ("Drawn evenly from all its firings", "bold"), (f"  ({EACH} of each fifth of them)", "dim")
+    )
     text = iter(shown.samples)
     for part in found.quantiles():
         pairs = [(context, next(text)) for context in part]

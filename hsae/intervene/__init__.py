@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hsae.config import require
 from hsae.errors import UserError
-from hsae.intervene.lists import latent_list, strength_list
+from hsae.lists import latent_list, strength_list
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

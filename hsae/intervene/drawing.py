@@ -15,11 +15,11 @@ from hsae.inspect.tables import open_table
 from hsae.inspect.tokens import visible
 from hsae.intervals import Estimate
 from hsae.intervene.effects import Effects
-from hsae.intervene.lists import NAMED, named
 from hsae.intervene.site import Head
 from hsae.intervene.steering import Continuation, Steered
 from hsae.intervene.tally import Change, Hurt, Shift
 from hsae.intervene.trials import Ablation, Control
+from hsae.lists import NAMED, named
 
 
 def draw_effects(found: Effects, ink: Ink, width: int) -> Iterator[RenderableType]:

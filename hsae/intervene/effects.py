@@ -18,9 +18,9 @@ from hsae import origin
 from hsae.errors import UserError
 from hsae.evidence import Index
 from hsae.intervene.controls import like_rate
-from hsae.intervene.lists import named
 from hsae.intervene.site import Head, Site
 from hsae.intervene.trials import Ablation, Group, Trial
+from hsae.lists import named
 from hsae.progress import Bar
 from hsae.splice import padding
 from hsae.store import Chunk, Store
