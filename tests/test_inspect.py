@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 
 from hsae.errors import UserError
+from hsae.evidence import open_index, open_subject
 from hsae.figures import figure, fraction, percent, scientific, thousands
 from hsae.inspect import InspectConfig, inspect
 from hsae.inspect.ink import ORANGE, Ink, keyword_line
@@ -197,6 +198,23 @@ class TestOverview:
         assert f"maximum {2 * (1 + 39 / 8):.1f}" in shown(latent="2")
         assert len(list((run.folder / "evidence").iterdir())) == 2
         assert "maximum 5.88" in before
+
+    def test_an_index_that_was_stopped_is_gone_on_with(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("hsae.evidence.build.ROWS", 4 * CONTEXT)
+        subject, passed, again = open_subject("run"), [], []
+
+        def stop(positions: int) -> None:
+            passed.append(positions)
+            if sum(passed) >= 480:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            open_index(subject, advance=stop)
+        assert [file.suffix for file in subject.index_path.parent.iterdir()] == [".partial"]
+        index = open_index(subject, advance=again.append)
+        assert (again[0], sum(again)) == (480, SEQUENCES * CONTEXT)
+        assert index.latent(2).firings == 38
+        assert list(subject.index_path.parent.iterdir()) == [subject.index_path]
 
     def test_a_run_folder_that_cannot_be_written_to(self, run: Run) -> None:
         (run.folder / "evidence").write_text("a file where a folder is wanted")

@@ -46,8 +46,9 @@ def run_tables(rows: Sequence[Row], baselines: Sequence[Baseline], held_out: int
     if not held_out:
         parts.append(Text("Not measured: there was no store to measure on.", style="dim"))
         return Group(*parts)
+    trained = " (train: as many trained ones)" if any(row.train_evr_pooled is not None for row in rows) else ""
     caption = (
-        f"Over {held_out:,} held-out tokens (train: as many trained ones); EVR: mean of per-token ratios; "
+        f"Over {held_out:,} held-out tokens{trained}; EVR: mean of per-token ratios; "
         "dict: latents that fire on any of them"
     )
     caption += f"; dead: on none of the last {dead_window:,} training tokens." if dead_window else "."
