@@ -178,7 +178,7 @@ class Record:
                     )
                     file.seek(8 + size + first)
                     digest.update(file.read(last - first))
-        except (OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+        except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
             raise UserError(f"{path}: damaged or unreadable ({error})") from None
         return digest.hexdigest()[:16]
 

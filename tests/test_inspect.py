@@ -199,6 +199,15 @@ class TestOverview:
         assert len(list((run.folder / "evidence").iterdir())) == 2
         assert "maximum 5.88" in before
 
+    def test_an_index_of_another_sae_under_its_name_is_not_believed(self, run: Run) -> None:
+        before = open_index(open_subject("run"))
+        tensors = load_file(run.folder / "sae.safetensors")
+        tensors["bp/0/W_enc"][2] *= 2
+        save_file(tensors, run.folder / "sae.safetensors")
+        subject = open_subject("run")
+        before.path.rename(subject.index_path)
+        assert open_index(subject).maximum[2] == 2 * before.maximum[2]
+
     def test_an_index_that_was_stopped_is_gone_on_with(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("hsae.evidence.build.ROWS", 4 * CONTEXT)
         subject, passed, again = open_subject("run"), [], []
