@@ -18,6 +18,7 @@ from hsae.errors import UserError
 from hsae.graph import StepGraph, graphable
 from hsae.learner import Learner, Moment, accumulate
 from hsae.metrics import Meter, Metrics, score
+from hsae.plain import finite
 from hsae.rules.backprop import Backprop
 from hsae.run import RunWriter
 from hsae.store import Store
@@ -217,8 +218,3 @@ class Loop:
             learner.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
             self._last_fired[i] = tensors[f"{i}.last_fired"].to(self.device)
         self._graphs.clear()
-
-
-def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same numbers, None for those that JSON cannot hold."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -21,8 +21,9 @@ from hsae.graph import on_device
 from hsae.held_out import held_out_rows, held_out_sequences
 from hsae.interrupt import interruptible
 from hsae.kernels import by
-from hsae.loop import Loop, finite
+from hsae.loop import Loop
 from hsae.metrics import score
+from hsae.plain import finite
 from hsae.progress import Training
 from hsae.record import RESULT, Baseline, Result, Row
 from hsae.reporting import Reports, reporting

@@ -28,8 +28,8 @@ from hsae.inspect import InspectConfig, inspect
 from hsae.inspect.ink import ORANGE, Ink, keyword_line
 from hsae.inspect.terminal import run_table
 from hsae.inspect.tokens import Pieces, visible
-from hsae.inspect.view import finite
 from hsae.interpret.results import Explanation, Score
+from hsae.plain import finite
 from hsae.record import Result, Row
 from hsae.run import Run, RunWriter
 from hsae.sae import SAE

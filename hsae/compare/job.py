@@ -15,7 +15,7 @@ from hsae.compare.terminal import draw
 from hsae.errors import UserError
 from hsae.figures import size
 from hsae.files import replacing
-from hsae.inspect.view import finite
+from hsae.plain import finite
 from hsae.progress import Bar, say
 
 

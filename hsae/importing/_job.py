@@ -18,8 +18,8 @@ from hsae.importing import ImportConfig
 from hsae.importing._base import Foreign, Reader
 from hsae.importing._setup import Made, make
 from hsae.importing._store import Fit, fitting_store
-from hsae.loop import finite
 from hsae.metrics import score
+from hsae.plain import finite
 from hsae.record import VERSION, Baseline, Result, Row
 from hsae.run import Run, RunWriter
 

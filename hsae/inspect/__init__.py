@@ -127,6 +127,6 @@ def _print_latents(
 
 
 def _print_json(document: Any, console: Console) -> None:
-    from hsae.inspect.view import finite
+    from hsae.plain import finite
 
     console.file.write(json.dumps(finite(document), indent=1, allow_nan=False) + "\n")

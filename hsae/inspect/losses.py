@@ -14,7 +14,7 @@ from hsae.evaluate import Evaluation
 from hsae.figures import NONE, figure, fraction
 from hsae.inspect.tables import open_table
 from hsae.inspect.tokens import visible
-from hsae.inspect.view import finite
+from hsae.plain import finite
 from hsae.splice import Loss
 
 

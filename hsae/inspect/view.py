@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -209,12 +208,3 @@ def latent_view(subject: Subject, index: Index, latent: int, explanation: Explan
         logits="" if index.has_logits else index.facts.get("logits", ""),
         explanation=explanation,
     )
-
-
-def finite(data: Any) -> Any:
-    """Plain data with None for NaN and infinities, which JSON does not have."""
-    if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

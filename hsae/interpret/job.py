@@ -36,8 +36,8 @@ class Explained:
 
 def run(settings: InterpretConfig, console: Console | None = None) -> None:
     """See `hsae.interpret.interpret`."""
-    from hsae.inspect.view import finite
     from hsae.interpret.report import document, draw
+    from hsae.plain import finite
 
     console = console or Console()
     errors = Console(stderr=True)

@@ -238,7 +238,7 @@ def _show(
     found: Any, draw: Callable[[Any, Ink, int], Iterator[RenderableType]], as_json: bool, console: Console
 ) -> None:
     from hsae.inspect.ink import Ink
-    from hsae.inspect.view import finite
+    from hsae.plain import finite
 
     if as_json:
         console.file.write(json.dumps(finite(asdict(found)), indent=1, allow_nan=False) + "\n")

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hsae.inspect.view import finite
+from hsae.plain import finite
 
 TEXT = 20_000
 """characters of a text or a prompt"""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from hsae.evidence import Index, Subject
-from hsae.inspect.view import finite
+from hsae.plain import finite
 from hsae.serve.jobs import Job
 
 if TYPE_CHECKING:
