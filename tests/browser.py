@@ -38,8 +38,9 @@ def find_browser() -> str | None:
     return os.environ.get("HSAE_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
+# Where the whole suite must pass, a browser that is missing is a failure.
 needs_browser = pytest.mark.skipif(
-    find_browser() is None or find_spec("playwright") is None,
+    os.environ.get("CI") != "true" and (find_browser() is None or find_spec("playwright") is None),
     reason="needs playwright and a Chromium: install one, or name it in HSAE_BROWSER",
 )
 

@@ -716,13 +716,6 @@ class TestRefusals:
         monkeypatch.setenv("TERM", "dumb")
         assert "needs a terminal" in self.refusal(BrowseConfig(), terminal())
 
-    def test_no_textual(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("sys.stdin", Terminal())
-        for name in [name for name in sys.modules if name == "hsae.browse.app" or name.split(".")[0] == "textual"]:
-            monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setitem(sys.modules, "textual", None)
-        assert self.refusal(BrowseConfig(), terminal()).endswith("pip install textual")
-
     def test_what_is_not_there(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.stdin", Terminal())
         assert "no run 'rum'" in self.refusal(BrowseConfig(run="rum"), terminal())

@@ -53,12 +53,8 @@ def browse(config: BrowseConfig, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal or console.is_dumb_terminal or not sys.stdin.isatty():
         raise UserError("hsae browse needs a terminal to draw on; in a pipe or a file, `hsae inspect` says the same")
-    try:
-        from hsae.browse.app import Browser
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "textual":
-            raise
-        raise UserError("hsae browse needs the package textual: pip install textual") from None
+    from hsae.browse.app import Browser
+
     latent = config.latent
     subject = open_subject(config.run, config.setup, config.seed, config.on, config.hook)
     while True:
