@@ -40,6 +40,7 @@ usage: hsae VERB [CONFIG.toml] [--key value …]
   import     hsae import DIR: a SAELens, sparsify or dictionary_learning SAE
   push       a run to the Hugging Face hub; pull brings one from there
   paper      reproduce the Hebbian SAE paper on a store, with a report
+  lab        surgery, alignment, hybrid-lm, nm-hebb: other Hebbian systems
 
 hsae VERB --help lists the keys of a verb. A config file sets them in a
 section of the verb's name, such as [train]; flags override it.
@@ -77,6 +78,27 @@ VERBS = {
     "push": Verb("hsae.sharing", "PushConfig", "push", words="run"),
     "pull": Verb("hsae.sharing", "PullConfig", "pull", words="repository"),
     "paper": Verb("hsae.paper", "PaperConfig", "paper"),
+}
+
+LAB_HELP = """\
+usage: hsae lab EXPERIMENT [CONFIG.toml] [--key value …]
+
+  surgery    write, remove or move a memory in a weight matrix, and verify it
+  alignment  how far learning signals point the Hebbian way, and why
+  hybrid-lm  a language model that learns by backpropagation, Hebb, or both
+  nm-hebb    CNNs with a Hebbian regulariser, then metric learning
+  all        all four, as one report
+
+hsae lab EXPERIMENT --help lists the keys of an experiment. A config file sets
+them in a section such as [lab.surgery]. Reports go to cache/lab.
+"""
+
+LAB = {
+    "surgery": Verb("hsae.lab.surgery", "SurgeryConfig", "surgery", words="operation"),
+    "alignment": Verb("hsae.lab.alignment", "AlignmentConfig", "alignment", words="experiments"),
+    "hybrid-lm": Verb("hsae.lab.hybrid_lm", "HybridLMConfig", "hybrid_lm", words="parts"),
+    "nm-hebb": Verb("hsae.lab.nm_hebb", "NMHebbConfig", "nm_hebb", words="parts"),
+    "all": Verb("hsae.lab.every", "AllConfig", "every"),
 }
 
 
@@ -127,6 +149,7 @@ def run(args: list[str]) -> int:
         print(f"hsae {hsae.__version__}")
         return 0
     own: dict[str, Callable[[list[str]], int]] = {"harvest": _harvest, "train": _train, "evaluate": _evaluate}
+    own["lab"] = _lab
     name, rest = args[0], [_hyphens(arg) for arg in args[1:]]
     if name in own:
         return own[name](rest)
@@ -143,7 +166,7 @@ def _do(name: str, verb: Verb, args: list[str]) -> int:
             words.append(args.pop(0))
     home = importlib.import_module(verb.home)
     kind = getattr(home, verb.config)
-    where, table, flags = _config_file(args, name)
+    where, table, flags = _config_file(args, name.replace(" ", "."))
     if words:
         several = isinstance(getattr(kind(), verb.words), tuple)
         if len(words) > 1 and not several:
@@ -151,6 +174,16 @@ def _do(name: str, verb: Verb, args: list[str]) -> int:
         table = {**table, verb.words: words if several else words[0]}
     getattr(home, verb.function)(override(kind, _build(kind, table, where), flags, name), _console())
     return 0
+
+
+def _lab(args: list[str]) -> int:
+    """One of the lab's experiments."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(LAB_HELP, end="")
+        return 0
+    if args[0] not in LAB:
+        raise UserError(f"hsae lab: no experiment {args[0]!r}; {choices(args[0], LAB)}")
+    return _do(f"lab {args[0]}", LAB[args[0]], args[1:])
 
 
 def _hyphens(arg: str) -> str:

@@ -17,9 +17,9 @@ from hsae.errors import UserError, choices
 
 SECTIONS = (
     *("harvest", "train", "inspect", "browse", "serve", "interpret", "evaluate", "compare", "ablate", "steer"),
-    *("export", "import", "push", "pull", "paper"),
+    *("export", "import", "push", "pull", "paper", "lab"),
 )
-"""sections of a config file: one for each verb"""
+"""sections of a config file: one for each verb; [lab] holds one for each experiment, such as [lab.surgery]"""
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ def require(ok: bool, field: str, wanted: str, value: object) -> None:
 
 
 def read_file(path: str | Path, section: str) -> dict[str, Any]:
-    """One section of a config file (`[harvest]`, `[train]`, `[evaluate]`, `[inspect]`, `[paper]`), as plain data.
+    """One section of a config file, such as `[train]` or `[lab.surgery]`, as plain data.
 
     Raises:
         UserError: no such file, not TOML, or a top-level key that is no section.
@@ -58,9 +58,11 @@ def read_file(path: str | Path, section: str) -> dict[str, Any]:
     for key in data:
         if key not in SECTIONS:
             raise UserError(f"{path}: unknown section [{key}]; {choices(key, SECTIONS)}")
-    table = data.get(section, {})
-    if not isinstance(table, dict):
-        raise UserError(f"{path}: {section} must be a table")
+    table: Any = data
+    for part in section.split("."):
+        table = table.get(part, {})
+        if not isinstance(table, dict):
+            raise UserError(f"{path}: {section} must be a table")
     return table
 
 

@@ -15,9 +15,10 @@ import torch
 from rich.console import Console
 
 from hsae import config
+from hsae.canvas import canvas
 from hsae.cli import run
 from hsae.errors import UserError
-from hsae.paper import PaperConfig, drawing, paper
+from hsae.paper import PaperConfig, paper
 from hsae.paper.claims import CLAIMS, orderings
 from hsae.paper.measure import Curve, Deciles, Fall, curve, deciles, fall
 from hsae.paper.moments import Moment, nearest, passing
@@ -55,7 +56,7 @@ def test_the_whole_report_and_that_nothing_is_trained_twice(
     planted: Callable[..., Store], cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
     planted()
-    monkeypatch.setattr(drawing, "DPI", 30)
+    monkeypatch.setattr("hsae.canvas.DPI", 30)
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     report = paper(TINY, console)
     text = report.read_text(encoding="utf-8")
@@ -362,10 +363,10 @@ def test_the_shipped_configs_read():
 
 
 def test_figures_can_be_read_in_a_folder_of_the_users(tmp_path: Path):
-    with drawing.canvas(tmp_path, "one", 1, 1, 2.0) as (_, (axis,)):
+    with canvas(tmp_path, "one", 1, 1, 2.0) as (_, (axis,)):
         axis.plot([1, 2], [1, 2])
     first = (tmp_path / "one.svg").read_bytes()
-    with drawing.canvas(tmp_path, "one", 1, 1, 2.0) as (_, (axis,)):
+    with canvas(tmp_path, "one", 1, 1, 2.0) as (_, (axis,)):
         axis.plot([1, 2], [1, 2])
     assert first == (tmp_path / "one.svg").read_bytes()
     assert b"<dc:date>" not in first

@@ -1,71 +1,25 @@
-"""The figures, by matplotlib: SVG whose bytes depend on the numbers alone, and PNG. Readable at 700 pixels' width."""
+"""The figures of the report."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hsae.errors import UserError
-from hsae.files import replacing
+from hsae.canvas import PALETTE, canvas
 from hsae.paper.measure import Curve, Deciles, Line, Logs, curve
 from hsae.paper.plan import Arm
 from hsae.paper.published import SETUPS, TABLE_1, TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, and line styles, so that no line is told by its colour alone.
+# Colours, and line styles, so that no line is told by its colour alone.
 COLOURS = {"bp": "#0072B2", "bp-tied": "#E69F00", "bp-dec": "#009E73", "hebb-tied": "#D55E00"}
 STYLES = {"bp": "-", "bp-tied": "-.", "bp-dec": "-", "hebb-tied": "--"}
-OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-WIDTH, DPI = 7.0, 150
-SETTINGS: Any = {
-    "svg.hashsalt": "hsae",
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "figure.constrained_layout.use": True,
-}
 SYMLOG = {"linthresh": 1.0, "linscale": 1.5}
 """the scale of EVR: linear between -1 and 1, logarithmic below"""
-
-
-def available() -> None:
-    """Raise where the figures cannot be drawn.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError("hsae paper draws with matplotlib, which is not installed: pip install hsae[figures]") from None
-
-
-@contextlib.contextmanager
-def canvas(folder: Path, name: str, rows: int, columns: int, height: float) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of rows x columns panels, written to `folder` as NAME.svg and NAME.png when the body is done."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, height))
-        panels = figure.subplots(rows, columns, squeeze=False)
-        yield figure, list(panels.flat)
-        with replacing(folder / f"{name}.svg") as aside:
-            figure.savefig(aside, format="svg", metadata={"Date": None, "Creator": "hsae"})
-        with replacing(folder / f"{name}.png") as aside:
-            figure.savefig(aside, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def progress(folder: Path, name: str, logged: Logs, panels: Sequence[tuple[str, str, str]], titles: str = "") -> None:
@@ -150,7 +104,7 @@ def diagnostics(folder: Path, name: str, logged: Logs, setup: str) -> None:
                 if found is not None and quantity == "bias_lowest":
                     found = replace(found, mean=tuple(value - found.mean[0] for value in found.mean))
                 if found is not None:
-                    _band(axis, found, OTHERS[i], ("-", "--", "-.")[i], label)
+                    _band(axis, found, PALETTE[i], ("-", "--", "-.")[i], label)
             if not axis.get_lines():
                 axis.axis("off")
                 continue
@@ -204,7 +158,7 @@ def by_norm(folder: Path, name: str, found: Mapping[str, Deciles]) -> None:
         for i, (setup, parts) in enumerate(found.items()):
             places = [10 * (d + 1) for d in range(len(parts.share))]
             label = TITLES.get(setup, setup)
-            colour, style = COLOURS.get(setup, OTHERS[i % 6]), STYLES.get(setup, "-")
+            colour, style = COLOURS.get(setup, PALETTE[i % 6]), STYLES.get(setup, "-")
             left.plot(places, parts.share, style, marker="o", markersize=4, color=colour, label=label)
             right.plot(places, parts.evr, style, marker="o", markersize=4, color=colour, label=label)
         left.set(title="share of the squared error", xlabel="tokens by norm, percentile")
@@ -221,9 +175,9 @@ def bias_falls(folder: Path, name: str, logged: Logs, arms: Sequence[Arm], under
         for i, arm in enumerate(arms):
             found = curve(logged, arm.name, "rule.bias_lowest")
             if found is not None:
-                _band(axis, found, OTHERS[i % 6], ("-", "--", "-.", ":")[i % 4], arm.name)
+                _band(axis, found, PALETTE[i % 6], ("-", "--", "-.", ":")[i % 4], arm.name)
                 if len(found.steps):
-                    axis.plot(found.steps[-1:], found.mean[-1:], "o", color=OTHERS[i % 6], markersize=4)
+                    axis.plot(found.steps[-1:], found.mean[-1:], "o", color=PALETTE[i % 6], markersize=4)
         axis.axhline(underflow, color="#888888", linewidth=0.8, label="exp(τb) is 0 below")
         axis.set(title="lowest bias; a line ends where its setup became NaN", xlabel="step")
         axis.legend(fontsize=8)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hsae.canvas import available
 from hsae.evidence import open_subject
 from hsae.files import alone, cache_root, replacing
 from hsae.paper import PaperConfig, drawing
@@ -43,7 +44,7 @@ class FirstSeed(Training):
 
 def reproduce(settings: PaperConfig, console: Console | None) -> Path:
     """`hsae.paper.paper`."""
-    drawing.available()
+    available("paper")
     store = Store.open(settings.store)
     hook, record = store.hook(settings.hook)
     out = Path(settings.out) if settings.out else cache_root() / "paper" / f"{store.name}-{settings.scale}"
