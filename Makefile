@@ -59,6 +59,6 @@ lock:
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet torch==2.13.0
-	$(VENV)-lock/bin/pip install --quiet '.[dev,docs,gguf,figures]'
+	$(VENV)-lock/bin/pip install --quiet '.[dev,docs,gguf,lab]'
 	$(VENV)-lock/bin/pip freeze --exclude hsae | sed 's/+cpu$$//; s/^triton==.*/&; platform_system == "Linux" and platform_machine == "x86_64"/' > requirements.lock
 	rm -rf $(VENV)-lock

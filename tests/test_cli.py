@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hsae.cli import VERBS, main, run
+from hsae.cli import LAB, VERBS, main, run
 from hsae.config import SECTIONS
 from hsae.errors import UserError
 from hsae.run import Run
@@ -147,7 +147,7 @@ def test_a_run_with_another_config_is_not_overwritten(planted: Callable[..., Sto
 
 
 def test_every_verb_has_a_section_in_config_files_and_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
-    verbs = {*VERBS, "harvest", "train", "evaluate"}
+    verbs = {*VERBS, "harvest", "train", "evaluate", "lab"}
     assert {*SECTIONS} == verbs
     run(["--help"])
     shown = capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_every_verb_has_a_section_in_config_files_and_a_line_of_help(capsys: pyt
     assert max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
+@pytest.mark.parametrize("verb", [*sorted(VERBS), *(f"lab {name}" for name in LAB)])
 def test_every_verb_has_help_and_needs_no_pytorch_for_it(verb: str) -> None:
     code = (
         "import sys, hsae.cli\n"
@@ -163,5 +163,7 @@ def test_every_verb_has_help_and_needs_no_pytorch_for_it(verb: str) -> None:
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code, verb, "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *verb.split(), "--help"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith(f"usage: hsae {verb} ")

@@ -94,12 +94,13 @@ class TestKeys:
 class TestPages:
     def test_every_verb_has_a_page_with_every_key(self, site: dict[str, ModuleType]):
         made, verbs = dict(site["pages"].pages()), site["pages"].verbs()
-        assert {verb.name for verb in verbs} == {*cli.VERBS, "harvest", "train", "evaluate"}
+        labs = {f"lab {name}" for name in cli.LAB}
+        assert {verb.name for verb in verbs} == {*cli.VERBS, "harvest", "train", "evaluate", *labs}
         for verb in verbs:
-            page = made[f"verbs/{verb.name}.md"]
+            page = made[f"verbs/{verb.page}"]
             for key in dataclasses.fields(verb.config):
                 assert f"| `{key.name}` |" in page
-            assert f"]({verb.name}.md)" in made["verbs/index.md"]
+            assert f"]({verb.page})" in made["verbs/index.md"]
             assert site["pages"].GUIDES[verb.name] in page
 
     def test_the_tables_inside_a_config(self, site: dict[str, ModuleType]):

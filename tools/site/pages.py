@@ -38,6 +38,11 @@ GUIDES = {
     "push": "sharing.md",
     "pull": "sharing.md",
     "paper": "paper/README.md",
+    "lab surgery": "lab/surgery.md",
+    "lab alignment": "lab/alignment.md",
+    "lab hybrid-lm": "lab/hybrid-lm.md",
+    "lab nm-hebb": "lab/nm-hebb.md",
+    "lab all": "lab/README.md",
     "harvest": "storage.md",
     "train": "concepts.md",
     "evaluate": "concepts.md",
@@ -58,6 +63,11 @@ class Told:
     config: type
     words: str
 
+    @property
+    def page(self) -> str:
+        """The name of its page."""
+        return f"{self.name.replace(' ', '-')}.md"
+
 
 def verbs() -> list[Told]:
     """Every verb, in the order of `hsae --help`.
@@ -66,11 +76,14 @@ def verbs() -> list[Told]:
         ValueError: the help and the table of verbs disagree.
     """
     lines: dict[str, str] = {}
-    for found in re.finditer(r"^  (\w+) {2,}(\S.*)$", cli.HELP, re.MULTILINE):
-        lines[found[1]] = found[2]
+    for before, text in (("", cli.HELP), ("lab ", cli.LAB_HELP)):
+        for found in re.finditer(r"^  ([\w-]+) {2,}(\S.*)$", text, re.MULTILINE):
+            lines[before + found[1]] = found[2]
+    del lines["lab"]
     lines.setdefault("pull", "a run from the Hugging Face hub")
     known = {**{name: (*home, "") for name, home in OWN.items()}}
-    known |= {name: (verb.home, verb.config, verb.words) for name, verb in cli.VERBS.items()}
+    labs = {f"lab {name}": verb for name, verb in cli.LAB.items()}
+    known |= {name: (verb.home, verb.config, verb.words) for name, verb in (cli.VERBS | labs).items()}
     if missing := known.keys() ^ lines.keys():
         raise ValueError(f"`hsae --help` and the verbs differ: {', '.join(sorted(missing))}")
     told = []
@@ -85,7 +98,7 @@ def pages() -> Iterator[tuple[str, str]]:
     told = verbs()
     yield "verbs/index.md", _verb_list(told)
     for verb in told:
-        yield f"verbs/{verb.name}.md", _verb(verb)
+        yield f"verbs/{verb.page}", _verb(verb)
     for name, (package, base, title, flags) in REGISTRIES.items():
         yield f"registries/{name}.md", _registry(package, base, title, flags)
     yield "registries/setups.md", _setups()
@@ -93,7 +106,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def _verb_list(told: list[Told]) -> str:
-    lines = [[f"[`hsae {verb.name}`]({verb.name}.md)", prose(verb.line)] for verb in told]
+    lines = [[f"[`hsae {verb.name}`]({verb.page})", prose(verb.line)] for verb in told]
     return (
         "# Verbs\n\n"
         "`hsae VERB [CONFIG.toml] [--key value …]`: a config file sets the keys in a section of the verb's name, such "
