@@ -1,4 +1,4 @@
-"""Means over seeds, with their uncertainty."""
+"""Means over seeds and shares of trials, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+Z = 1.959964
+"""of a 95% interval"""
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,11 @@ def estimate(values: Iterable[float | int | None]) -> Estimate | None:
 
     std = statistics.stdev(there)
     return Estimate(count, mean, std, float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count))
+
+
+def wilson(right: int, of: int) -> tuple[float, float, float]:
+    """A share and its 95% interval (Wilson, 1927)."""
+    share, square = right / of, Z * Z
+    middle = (share + square / (2 * of)) / (1 + square / of)
+    half = Z * math.sqrt(share * (1 - share) / of + square / (4 * of * of)) / (1 + square / of)
+    return share, middle - half, middle + half

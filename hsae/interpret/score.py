@@ -16,9 +16,7 @@ from jaxtyping import Bool, Int
 from hsae.evidence.latent import QUANTILES
 from hsae.interpret.examples import Contexts, Half
 from hsae.interpret.results import Score
-
-Z = 1.959964
-"""of a 95% interval"""
+from hsae.intervals import wilson
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,3 @@ def balanced(found: int, active: int, rejected: int, silent: int) -> Score | Non
     low = value - math.hypot(a - a_low, b - b_low) / 2
     high = value + math.hypot(a_high - a, b_high - b) / 2
     return Score(value, max(low, 0.0), min(high, 1.0), found, active, rejected, silent)
-
-
-def wilson(right: int, of: int) -> tuple[float, float, float]:
-    """A share and its 95% interval (Wilson, 1927)."""
-    share, square = right / of, Z * Z
-    middle = (share + square / (2 * of)) / (1 + square / of)
-    half = Z * math.sqrt(share * (1 - share) / of + square / (4 * of * of)) / (1 + square / of)
-    return share, middle - half, middle + half
