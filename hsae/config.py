@@ -156,15 +156,28 @@ def _convert(hint: Any, value: Any, where: str, path: str) -> Any:
     raise TypeError(f"{path}: no reader for the type {hint!r}")
 
 
+def later(default: Any) -> Any:
+    """The default of a field that came when there were runs already.
+
+    `table` leaves the field out while it has that value, so that configs written before stay what they were, and with
+    them the names of runs.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 def table(config: Any) -> Any:
-    """The plain data that `build` makes the same config from. Unset (None) fields are left out."""
+    """The plain data that `build` makes the same config from. Unset (None) fields are left out, and some defaults."""
     if isinstance(config, Mapping):
         return {key: table(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [table(value) for value in config]
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         head = {config.selector: registry.name_of(config)} if isinstance(config, Registered) else {}
-        fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        fields = {
+            f.name: value
+            for f in dataclasses.fields(config)
+            if not ((value := getattr(config, f.name)) == f.default and f.metadata.get("later"))
+        }
         return head | {key: table(value) for key, value in fields.items() if value is not None}
     return config
 

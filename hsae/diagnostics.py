@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.alignment import cosine
 from hsae.forward import Forward
 from hsae.rules import Rule, State, Weights
 
@@ -117,13 +118,6 @@ class Diagnosis:
             cos_l2=cosine(change, -sums["l2"]),
             **split,
         )
-
-
-def cosine(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
-    """The cosine between two tensors as vectors, in float64; 0 where one of them is 0."""
-    a, b = a.cpu().double().flatten(), b.cpu().double().flatten()
-    lengths = (a.norm() * b.norm()).item()
-    return (a @ b).item() / lengths if lengths else 0.0
 
 
 def entropy(counts: Float[Tensor, "latent"]) -> float:

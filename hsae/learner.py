@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,6 +31,8 @@ CELLS, TOKENS = 1 << 21, (64, 512)
 ENTRIES, SPARSE_TOKENS = 1 << 19, 4096
 # Above this share of active latents [token, latent] matrices are faster (from 40% with AVX2, 55% with AVX-512).
 DENSE = 0.4
+
+F = TypeVar("F", bound=Forward)
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,9 @@ class Learner:
             extra = self.setup.variant.rescaled(encoder.extra, 1 / gain)
             self.weights["encoder"] = replace(encoder, W=encoder.W * gain, b=b, extra=extra)
 
-    def forward(self, x: Float[Tensor, "token width"]) -> Forward:
-        """A micro-batch through the SAE as it stands in training."""
-        return Forward(x - self.centre, self.weights, self._variant, self._auxiliary)
+    def forward(self, x: Float[Tensor, "token width"], kind: type[F] = Forward) -> F:
+        """A micro-batch through the SAE as it stands in training, computed by a kind of `Forward`."""
+        return kind(x - self.centre, self.weights, self._variant, self._auxiliary)
 
     def forwards(
         self, x: Float[Tensor, "token width"], micro_batch: int = 0, reconstructed: bool = True

@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hsae.alignment import Alignment
 from hsae.diagnostics import Diagnosis, Diagnostics
 from hsae.errors import UserError
 from hsae.graph import StepGraph, graphable
 from hsae.learner import Learner, Moment, accumulate
 from hsae.metrics import Meter, Metrics, score
 from hsae.plain import finite
+from hsae.probe import AlignmentProbe, Seen
 from hsae.rules.backprop import Backprop
 from hsae.run import RunWriter
 from hsae.store import Store
@@ -30,6 +32,8 @@ EXPLODED = 1e4
 STEERED = 4096
 # Local rules are diagnosed at every so many logged steps, on so many tokens: it costs as much as several steps.
 DIAGNOSED_EVERY, DIAGNOSED = 10, 4096
+# Tokens that alignment is probed on, at every logged step.
+PROBED = 2048
 
 
 class Loop:
@@ -64,6 +68,7 @@ class Loop:
         self.seconds = [0.0] * len(self.learners)
         self.diagnostics: dict[int, Diagnostics] = {}
         self._diagnosed: set[int] = set()
+        self.alignment: dict[int, dict[str, Alignment]] = {}
         self._graphs: dict[int, StepGraph] = {}
         starts = [x.weights["encoder"] for x in self.learners]
         self._start_norm = [float(x.W.norm()) for x in starts]
@@ -100,6 +105,8 @@ class Loop:
                         record["sparsity"] = learner.steering.factor
                     if i in self._diagnosed:
                         record["rule"] = finite(dataclasses.asdict(self.diagnostics[i]))
+                    if self.settings.probe:
+                        record["alignment"] = self.aligned(i)
                     records.append(record)
             self.seconds[i] += time.perf_counter() - began
         return records
@@ -131,12 +138,15 @@ class Loop:
                 loss += float(forward.error.square().sum() + forward.beside) if watched else 0.0
             if revive is not None:
                 losses.append(forward.error.square().sum(1))
-        before = learner.weights["encoder"]
+        before = dict(learner.weights) if logged else {}
         diagnosis = self._diagnosis(i, x) if logged else None
+        probe = self._probe(learner, x) if logged and self.settings.probe else None
         learner.update(statistics, moment)
         if diagnosis is not None:
-            self.diagnostics[i] = diagnosis.result(before, learner.weights["encoder"])
+            self.diagnostics[i] = diagnosis.result(before["encoder"], learner.weights["encoder"])
             self._diagnosed.add(i)
+        if probe is not None:
+            self.alignment[i] = probe.result(before, learner.weights)
         if moment.dead is not None:
             learner.revive(x, torch.cat(losses), replace(moment, dead=moment.dead & (meter.fired == 0)))
         self._last_fired[i].masked_fill_(meter.fired > 0, self.step * self.settings.batch_tokens)
@@ -161,6 +171,18 @@ class Loop:
         for block in x[:DIAGNOSED].split(learner.tokens(self.settings.micro_batch)):
             diagnosis.add(learner.forward(block), learner.state["encoder"])
         return diagnosis
+
+    def _probe(self, learner: Learner, x: Tensor) -> AlignmentProbe:
+        """How Hebbian the learning signals are on the first tokens of a batch."""
+        probe = AlignmentProbe(learner.rules)
+        for block in x[:PROBED].split(learner.tokens(self.settings.micro_batch)):
+            probe.add(learner.forward(block, Seen), learner.state)
+        return probe
+
+    def aligned(self, i: int) -> dict[str, dict[str, Any]] | None:
+        """A learner's last alignment as plain data; None where it was not probed."""
+        found = self.alignment.get(i)
+        return None if found is None else {side: finite(dataclasses.asdict(each)) for side, each in found.items()}
 
     def _trouble(self, i: int, loss: float) -> str | None:
         """Which quantity left its bounds and the likely cause, or None."""
@@ -195,8 +217,9 @@ class Loop:
             tensors |= {f"{i}.{key}": value for key, value in learner.tensors().items()}
             tensors[f"{i}.last_fired"] = self._last_fired[i]
         diagnostics = {i: finite(dataclasses.asdict(d)) for i, d in self.diagnostics.items()}
+        alignment = {i: self.aligned(i) for i in self.alignment}
         state = {"step": self.step, "diverged": self.diverged, "seconds": self.seconds, "diagnostics": diagnostics}
-        return tensors, state | {"store": store.manifest.fingerprint}
+        return tensors, state | {"alignment": alignment, "store": store.manifest.fingerprint}
 
     def restore(self, writer: RunWriter, store: Store) -> None:
         """Go on from a run's checkpoint, if it has one.
@@ -213,6 +236,9 @@ class Loop:
         self.step, self.seconds = state["step"], state["seconds"]
         self.diverged = {int(i): reason for i, reason in state["diverged"].items()}
         self.diagnostics = {int(i): Diagnostics(**d) for i, d in state["diagnostics"].items()}
+        # Checkpoints written before there was a probe have none.
+        told = state.get("alignment", {}).items()
+        self.alignment = {int(i): {side: Alignment(**a) for side, a in sides.items()} for i, sides in told}
         for i, learner in enumerate(self.learners):
             prefix = f"{i}."
             learner.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

@@ -29,6 +29,7 @@ class Row:
         mmcs, mcc, found: how much of a known truth the dictionary holds (`hsae.truth`); None where there is none.
         mmcs_random: what a random dictionary of that size has.
         rule: diagnostics of a local rule's last step (`hsae.diagnostics.Diagnostics`).
+        alignment: of the encoder and of the decoder in the last step (`hsae.alignment.Alignment`), where it was probed.
     """
 
     setup: str
@@ -51,6 +52,7 @@ class Row:
     found: float | None = None
     tokens_per_second: float | None = None
     rule: dict[str, float] | None = None
+    alignment: dict[str, dict[str, float]] | None = None
     diverged: str | None = None
 
 

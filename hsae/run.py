@@ -24,7 +24,7 @@ from hsae.sae import SAE
 from hsae.setup import Setup
 
 # Settings that change how training goes, not what comes out.
-INDIFFERENT = ("baselines", "device", "checkpoint_seconds", "log_every", "micro_batch", "tensorboard", "wandb")
+INDIFFERENT = ("baselines", "device", "checkpoint_seconds", "log_every", "micro_batch", "probe", "tensorboard", "wandb")
 
 
 class Run(Record):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hsae import config
+from hsae.config import later
 from hsae.errors import UserError
 from hsae.setup import Setup, resolve
 from hsae.store import HookRecord
@@ -84,6 +85,8 @@ class TrainConfig:
     """a latent is dead when it fired on none of this many last training tokens"""
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
+    probe: Literal["", "alignment"] = later("")
+    """alignment: log how Hebbian every learning signal is (weights come out the same); empty: nothing more"""
     checkpoint_seconds: float = 60.0
     """seconds between checkpoints"""
     tensorboard: bool = False

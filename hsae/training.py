@@ -158,6 +158,7 @@ def _row(
     before = finite(dataclasses.asdict(score(sae, trained.to(device), learner.tokens())))
     diagnostics = loop.diagnostics.get(i)
     told = {} if diagnostics is None else finite(dataclasses.asdict(diagnostics))
+    aligned = loop.aligned(i)
     found = {}
     if truth is not None:
         random = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(learner.seed))
@@ -167,11 +168,16 @@ def _row(
         seed=learner.seed,
         dead=loop.dead(i),
         tokens_per_second=loop.step * loop.settings.batch_tokens / seconds if seconds else None,
-        rule={key: value for key, value in told.items() if value is not None} or None,
+        rule=_known(told) or None,
+        alignment=aligned and {side: _known(each) for side, each in aligned.items()},
         **{f.name: values[f.name] for f in dataclasses.fields(Row) if f.name in values},
         **{name: found[name] for name in ("mmcs", "mmcs_random", "mcc", "found") if name in found},
         **{f"train_{name}": before[name] for name in ("mse", "evr_pooled", "l0")},
     )
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _resolved(settings: TrainConfig, store: Store, hook: str) -> dict[str, Any]:

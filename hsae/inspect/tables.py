@@ -67,6 +67,12 @@ def run_tables(rows: Sequence[Row], baselines: Sequence[Baseline], held_out: int
             "anti: anti-Hebbian share; cosines of the update with the negative gradients of the MSE, of L1 and L2."
         )
         parts.append(Text(caption, style="dim"))
+    if any(row.alignment for row in rows):
+        caption = (
+            "Cosines with the Hebbian direction, in the last step: of the encoder's and the decoder's learning signal "
+            "over a batch; token: mean over tokens; step: of the step taken."
+        )
+        parts += ["", _alignment(rows), Text(caption, style="dim")]
     return Group(*parts)
 
 
@@ -125,6 +131,17 @@ def _diagnostics(rows: Sequence[Row]) -> Table:
     table = open_table(("setup", False), ("seed", True), *((heading, True) for heading in columns))
     local = [row for row in rows if row.rule]
     _fill(table, local, [(h, lambda r, n=n: (r.rule or {}).get(n), fraction) for h, n in columns.items()])
+    return table
+
+
+def _alignment(rows: Sequence[Row]) -> Table:
+    columns: list[tuple[str, Callable[[Row], float | None], Format]] = [
+        (heading, lambda r, s=side, n=name: (r.alignment or {}).get(s, {}).get(n), fraction)
+        for side in ("encoder", "decoder")
+        for heading, name in ((side, "batch_cos"), ("token", "sample_cos"), ("step", "step_cos"))
+    ]
+    table = open_table(("setup", False), ("seed", True), *((heading, True) for heading, _, _ in columns))
+    _fill(table, [row for row in rows if row.alignment], columns)
     return table
 
 

@@ -1,7 +1,9 @@
 """Backpropagation: the statistics are the gradients, the displacement is Adam's.
 
 Adam as Kingma & Ba, arXiv 1412.6980, Algorithm 1. The gradient's norm, over everything in one SAE that learns by
-backpropagation, is clipped first. Gradients are those of the loss averaged over the batch's tokens.
+backpropagation, is clipped first. Gradients are those of the loss averaged over the batch's tokens. Weight decay is for
+matrices, not for biases or a variant's own parameters: γW joins the clipped gradient (L2), or is taken from W beside
+Adam, times the learning rate (decoupled: Loshchilov & Hutter, arXiv 1711.05101).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hsae.config import require
+from hsae.config import later, require
 from hsae.kernels.adam import adam
 from hsae.rules import Part, Rule, State, Statistics, Synapse, Weights, cleared
 from hsae.rules._post import count
@@ -37,6 +39,10 @@ class Backprop(Rule):
     """added to the root of the mean square"""
     clip: float = 1.0
     """largest norm of the gradient; 0 never clips"""
+    weight_decay: float = later(0.0)
+    """γ, decay of the matrix"""
+    decoupled: bool = later(False)
+    """decay beside Adam (AdamW), not by way of the gradient"""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "lr", "above 0", self.lr)
@@ -44,6 +50,8 @@ class Backprop(Rule):
         require(0 <= self.beta2 < 1, "beta2", "in [0, 1)", self.beta2)
         require(self.eps > 0, "eps", "above 0", self.eps)
         require(self.clip >= 0, "clip", "0 or above", self.clip)
+        require(self.weight_decay >= 0, "weight_decay", "0 or above", self.weight_decay)
+        require(self.weight_decay > 0 or not self.decoupled, "decoupled", "false without weight_decay", self.decoupled)
 
     def start(self, weights: Weights) -> State:
         state = {"step": torch.zeros((), dtype=torch.int64)}
@@ -76,10 +84,15 @@ class Backprop(Rule):
         new, moves = dict(state) | {"step": step}, {}
         rates = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps}
         for name, value in _gradients(part.statistics).items():
-            moments = state[f"{name}.mean"], state[f"{name}.square"]
+            moments, scale = (state[f"{name}.mean"], state[f"{name}.square"]), factor
+            decay = self.weight_decay if name == "W" else 0.0
+            if decay and not self.decoupled:
+                value, scale = torch.add(value * factor, part.weights.W, alpha=decay), torch.ones_like(factor)
             moves[name], new[f"{name}.mean"], new[f"{name}.square"] = adam(
-                value, *moments, factor=factor, step=step, **rates
+                value, *moments, factor=scale, step=step, **rates
             )
+            if decay and self.decoupled:
+                moves[name] = torch.sub(moves[name], part.weights.W, alpha=self.lr * decay)
         return Weights.of(moves), new
 
 
