@@ -107,10 +107,8 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 def _convert(hint: Any, value: Any, where: str, path: str) -> Any:
     """One value to the type that its field declares, or an error line."""
-
-    def wrong(wanted: str) -> UserError:
-        return UserError(f"{where}: {path} must be {wanted}, not {value!r}")
-
+    # A lambda: tests check the types of nested functions anew at every call, which is slow.
+    wrong = lambda wanted: UserError(f"{where}: {path} must be {wanted}, not {value!r}")  # noqa: E731
     if hint is Any:
         return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)

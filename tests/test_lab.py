@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from hsae.cli import LAB, LAB_HELP, run
 from hsae.config import read_file
@@ -214,3 +215,35 @@ class TestCommandLine:
         path.write_text("[lab]\nsurgery = 3\n")
         with pytest.raises(UserError, match=r"lab\.surgery must be a table"):
             read_file(path, "lab.surgery")
+
+
+class TestAll:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[LabConfig]:
+        """What the experiments are asked for; each says one word."""
+        asked: list[LabConfig] = []
+
+        def chapter(settings: LabConfig, out: Path, console: Console | None) -> Chapter:
+            asked.append(settings)
+            return Chapter(type(settings).__name__, "## Found\n\nOne word.", {"n": len(asked)})
+
+        for place in ("surgery.study", "alignment.job", "hybrid_lm.job", "nm_hebb.job"):
+            monkeypatch.setattr(f"hsae.lab.{place}.chapter", chapter)
+        return asked
+
+    def test_one_report_of_all_at_one_scale(self, asked: list[LabConfig], tmp_path: Path):
+        flags = ["--scale", "tiny", "--workers", "1", "--images", "i", "--text", "t", "--out", str(tmp_path)]
+        assert run(["lab", "all", *flags]) == 0
+        names = ["SurgeryConfig", "AlignmentConfig", "HybridLMConfig", "NMHebbConfig"]
+        assert [type(settings).__name__ for settings in asked] == names
+        assert {(s.scale, s.workers, s.out) for s in asked} == {("tiny", 1, "")}
+        assert [getattr(s, "images", None) for s in asked] == [None, "i", None, "i"]
+        assert [getattr(s, "text", None) for s in asked] == [None, None, "t", None]
+        text = (tmp_path / "report.md").read_text()
+        assert re.findall("^## (.*)", text, re.MULTILINE) == names
+        assert [json.loads((tmp_path / "report.json").read_text())[name]["n"] for name in names] == [1, 2, 3, 4]
+
+    def test_a_device_that_is_not_there(self, asked: list[LabConfig], cache: Path):
+        with pytest.raises(UserError, match="device 'cuda:99' is not there"):
+            run(["lab", "all", "--device", "cuda:99"])
+        assert not asked
