@@ -84,8 +84,8 @@ class Result:
         folded: the saved weights take activations at the store's own scale.
         baselines: what the SAEs must beat, over the same tokens.
         tokens: training tokens seen; `held_out`: tokens that the table was measured on.
-        origin: of an SAE that was imported, or edited by surgery: where it is from, and what was done to it; then `store`
-            is what it was measured on, and nothing is known of its training. Empty for a run of `hsae train`.
+        origin: of an SAE that was imported, or edited by surgery: where it is from and what was done to it; then
+            `store` is what it was measured on, and nothing is known of its training. Empty for a run of `hsae train`.
     """
 
     version: int
