@@ -8,15 +8,22 @@ import html
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from hsae.canvas import available
 from hsae.errors import UserError
-from hsae.files import cache_root, replacing
+from hsae.files import alone, cache_root, replacing
 from hsae.lab import LabConfig
 from hsae.plain import finite
+from hsae.progress import say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+S = TypeVar("S", bound=LabConfig)
 
 REPORT = "report.md"
 _IMAGE = re.compile(r"!\[([^\]]*)\]\(([\w.-]+\.svg)\)")
@@ -50,6 +57,34 @@ class Chapter:
     body: str
     numbers: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+
+
+def publish(
+    lab: str, settings: S, chapter: Callable[[S, Path, Console | None], Chapter], console: Console | None
+) -> Path:
+    """Write the report of one experiment, and show it; the path of its Markdown.
+
+    Args:
+        lab: the experiment, as the command line names it.
+        settings: its config.
+        chapter: computes what is missing, and tells it.
+        console: where to show progress and the report; None shows nothing.
+
+    Raises:
+        UserError: of the chapter; matplotlib is not installed; or the folder cannot be written.
+        KeyboardInterrupt: on Ctrl-C; the same call goes on from there.
+    """
+    from rich.markdown import Markdown
+
+    available(f"lab {lab}")
+    out = folder_of(settings, lab)
+    with alone(out, f"hsae lab {lab}"):
+        found = chapter(settings, out, console)
+        report = write(out, found.title, [found])
+    if console is not None:
+        console.print(Markdown(re.sub(r"^!\[.*\n?", "", found.body, flags=re.MULTILINE)))
+        say(console, f"report: {report}, and report.html beside it")
+    return report
 
 
 def folder_of(settings: LabConfig, name: str) -> Path:

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hsae.lab import LabConfig
 
@@ -57,7 +57,7 @@ def every(settings: AllConfig, console: Console | None = None) -> Path:
     available("lab")
     choose_device(settings.device)
     out = folder_of(settings, "all")
-    common = {f.name: getattr(settings, f.name) for f in dataclasses.fields(LabConfig)} | {"out": ""}
+    common: dict[str, Any] = {f.name: getattr(settings, f.name) for f in dataclasses.fields(LabConfig)} | {"out": ""}
     began, chapters = time.monotonic(), []
     with alone(out, "hsae lab all"):
         for make, config in (

@@ -50,20 +50,7 @@ def alignment(settings: AlignmentConfig, console: Console | None = None) -> Path
         UserError: images that cannot be read, a batch larger than the data, or matplotlib is not installed.
         KeyboardInterrupt: on Ctrl-C; the same call goes on from there.
     """
-    from hsae.canvas import available
-    from hsae.files import alone
     from hsae.lab.alignment.job import chapter
-    from hsae.lab.chapter import folder_of, write
-    from hsae.progress import say
+    from hsae.lab.chapter import publish
 
-    available("lab")
-    out = folder_of(settings, "alignment")
-    with alone(out, "hsae lab alignment"):
-        done = chapter(settings, out, console)
-        report = write(out, done.title, [done])
-    if console is not None:
-        from rich.markdown import Markdown
-
-        console.print(Markdown("\n".join(line for line in done.body.splitlines() if not line.startswith("!["))))
-        say(console, f"report: {report}, and report.html beside it")
-    return report
+    return publish("alignment", settings, chapter, console)

@@ -55,20 +55,7 @@ def hybrid_lm(settings: HybridLMConfig, console: Console | None = None) -> Path:
         UserError: the text, the tokeniser or the device is not there; matplotlib is not installed.
         KeyboardInterrupt: on Ctrl-C; the same call goes on from there.
     """
-    from rich.markdown import Markdown
-
-    from hsae.canvas import available
-    from hsae.files import alone
-    from hsae.lab.chapter import folder_of, write
+    from hsae.lab.chapter import publish
     from hsae.lab.hybrid_lm.job import chapter
-    from hsae.progress import say
 
-    available("lab hybrid-lm")
-    out = folder_of(settings, "hybrid-lm")
-    with alone(out, "hsae lab hybrid-lm"):
-        found = chapter(settings, out, console)
-        report = write(out, found.title, [found])
-    if console is not None:
-        console.print(Markdown("\n".join(line for line in found.body.splitlines() if not line.startswith("!["))))
-        say(console, f"report: {report}, and report.html beside it")
-    return report
+    return publish("hybrid-lm", settings, chapter, console)

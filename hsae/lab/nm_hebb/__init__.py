@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hsae.config import require
@@ -62,7 +63,7 @@ class NMHebbConfig(LabConfig):
             require(getattr(self, name) >= 0, name, "0 or above", getattr(self, name))
 
 
-def nm_hebb(settings: NMHebbConfig, console: Console | None = None) -> None:
+def nm_hebb(settings: NMHebbConfig, console: Console | None = None) -> Path:
     """Do what is not done yet; write the report, and print it.
 
     Args:
@@ -73,19 +74,7 @@ def nm_hebb(settings: NMHebbConfig, console: Console | None = None) -> None:
         UserError: images, layer or device are not there; matplotlib or scikit-learn is not installed.
         KeyboardInterrupt: on Ctrl-C; the same call goes on from there.
     """
-    from rich.markdown import Markdown
-
-    from hsae.canvas import available
-    from hsae.files import alone
-    from hsae.lab.chapter import folder_of, write
+    from hsae.lab.chapter import publish
     from hsae.lab.nm_hebb.job import chapter
-    from hsae.progress import say
 
-    available("lab nm-hebb")
-    out = folder_of(settings, "nm-hebb")
-    with alone(out, "hsae lab nm-hebb"):
-        found = chapter(settings, out, console)
-        report = write(out, found.title, [found])
-    if console is not None:
-        console.print(Markdown("\n".join(line for line in found.body.splitlines() if not line.startswith("!["))))
-        say(console, f"report: {report}, and report.html beside it")
+    return publish("nm-hebb", settings, chapter, console)

@@ -139,9 +139,10 @@ def surgery(settings: SurgeryConfig, console: Console) -> None:
 
         operate(settings, console)
     elif settings.operation == "study":
-        from hsae.lab.surgery.study import report
+        from hsae.lab.chapter import publish
+        from hsae.lab.surgery.study import chapter
 
-        report(settings, console)
+        publish("surgery", settings, chapter, console)
     else:
         from hsae.lab.surgery.desk import operate
 

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hsae.canvas import PALETTE, available, canvas
-from hsae.files import alone
-from hsae.lab.chapter import Chapter, command_of, folder_of, write
+from hsae.canvas import PALETTE, canvas
+from hsae.lab.chapter import Chapter, command_of
 from hsae.lab.surgery import SurgeryConfig
 from hsae.lab.surgery.experiments import WAYS, source
 from hsae.lab.surgery.tables import FIGURES, LAYER, RULES, WIDTH, Size, hopfield, mean, transformer
 from hsae.lab.units import Unit, computed
-from hsae.progress import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,23 +25,6 @@ SIZES = {
     "small": Size(10, (64, 144, 256), FACTORS, STRENGTHS, RULES, 4, 8),
     "full": Size(50, (64, 144, 256), FACTORS, STRENGTHS, RULES, 4, 16),
 }
-
-
-def report(settings: SurgeryConfig, console: Console) -> None:
-    """`hsae lab surgery`: the chapter by itself.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    from rich.markdown import Markdown
-
-    available("lab surgery")
-    out = folder_of(settings, "surgery")
-    with alone(out, "hsae lab surgery"):
-        made = chapter(settings, out, console)
-        path = write(out, TITLE, [made])
-    console.print(Markdown("\n".join(line for line in made.body.splitlines() if not line.startswith("!["))))
-    say(console, f"report: {path}, and report.html beside it")
 
 
 def chapter(settings: SurgeryConfig, out: Path, console: Console | None) -> Chapter:
