@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ def every(settings: AllConfig, console: Console | None = None) -> Path:
     from hsae.files import alone
     from hsae.lab.alignment import AlignmentConfig
     from hsae.lab.alignment.job import chapter as alignment
-    from hsae.lab.chapter import folder_of, write
+    from hsae.lab.chapter import Chapter, S, folder_of, write
     from hsae.lab.hybrid_lm import HybridLMConfig
     from hsae.lab.hybrid_lm.job import chapter as hybrid_lm
     from hsae.lab.nm_hebb import NMHebbConfig
@@ -58,18 +59,19 @@ def every(settings: AllConfig, console: Console | None = None) -> Path:
     choose_device(settings.device)
     out = folder_of(settings, "all")
     common: dict[str, Any] = {f.name: getattr(settings, f.name) for f in dataclasses.fields(LabConfig)} | {"out": ""}
-    began, chapters = time.monotonic(), []
+    began, chapters = time.monotonic(), list[Chapter]()
+
+    def add(make: Callable[[S, Path, Console | None], Chapter], config: S) -> None:
+        chapters.append(make(config, out, console))
+        if console is not None:
+            minutes = (time.monotonic() - began) / 60
+            say(console, f"{chapters[-1].title}: done; {minutes:.1f} min since the start")
+
     with alone(out, "hsae lab all"):
-        for make, config in (
-            (surgery, SurgeryConfig(**common)),
-            (alignment, AlignmentConfig(**common, images=settings.images)),
-            (hybrid_lm, HybridLMConfig(**common, text=settings.text)),
-            (nm_hebb, NMHebbConfig(**common, images=settings.images)),
-        ):
-            chapters.append(make(config, out, console))
-            if console is not None:
-                minutes = (time.monotonic() - began) / 60
-                say(console, f"{chapters[-1].title}: done; {minutes:.1f} min since the start")
+        add(surgery, SurgeryConfig(**common))
+        add(alignment, AlignmentConfig(**common, images=settings.images))
+        add(hybrid_lm, HybridLMConfig(**common, text=settings.text))
+        add(nm_hebb, NMHebbConfig(**common, images=settings.images))
         report = write(out, "The lab", chapters, INTRODUCTION)
     if console is not None:
         say(console, f"report: {report}, and report.html beside it")
