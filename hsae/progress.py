@@ -69,13 +69,17 @@ class Bar:
         """Some more units are done."""
         self._done += units
         if self._live is not None:
-            self._live.update(self._task, completed=self._done, rate=f"{short(self.rate)} {self.unit}/s")
+            self._live.update(self._task, completed=self._done, rate=self._pace())
         elif self.console is not None and time.monotonic() - self._said >= EVERY:
             self._said = time.monotonic()
             left = duration((self.total - self._done) / max(self.rate, 1e-9))
             done = f"{self.verb}: {self._done:,} of {self.total:,} {self.unit}"
-            line = f"{done}, {self.rate:,.0f} {self.unit}/s, {left} left{self._note()}"
-            say(self.console, line)
+            say(self.console, f"{done}, {self._pace()}, {left} left{self._note()}")
+
+    def _pace(self) -> str:
+        """The rate in a unit of time in which it is a number of some size."""
+        slow = self.rate < 1
+        return f"{short(self.rate * (60 if slow else 1))} {self.unit}/{'min' if slow else 's'}"
 
 
 def say(console: Console, text: str) -> None:

@@ -52,6 +52,16 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch)
     assert bar.rate == 10
 
 
+def test_what_is_slow_has_a_rate_by_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    file = io.StringIO()
+    with Bar(Console(file=file), "lab", total=4, unit="units") as bar:
+        now[0] += 40
+        bar.advance(1)
+    assert file.getvalue() == "lab: 1 of 4 units, 1.5 units/min, 2 min left\n"
+
+
 def test_a_terminal_shows_the_metrics_of_every_setup_and_the_bar() -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=80, color_system=None)
