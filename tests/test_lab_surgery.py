@@ -20,7 +20,7 @@ from hsae.errors import UserError
 from hsae.lab.surgery import SurgeryConfig
 from hsae.lab.surgery.certificate import Protocol, difference
 from hsae.lab.surgery.hopfield import Hopfield, random_memories
-from hsae.lab.surgery.ledger import with_edit, without_edit
+from hsae.lab.surgery.ledger import Ledger
 from hsae.lab.surgery.memory import Association
 from hsae.lab.surgery.surgeon import Surgeon
 
@@ -113,7 +113,6 @@ def test_auto_is_the_smallest_strength_that_verifies():
     assert made.achieved
     assert made.auto
     assert 0.15 < made.strength[0] < 0.5
-    assert not made.notes
     surgeon.undo()
     less = surgeon.inject(target, strength=0.93 * made.strength[0])
     assert not less.achieved
@@ -155,10 +154,32 @@ def test_erasing_is_of_all_starts_and_no_stronger_than_needed(seed: int):
     assert less.target.hits + less.mirror.hits > 0
 
 
-def test_what_was_done_before_the_edit_is_said():
-    memory, settled, target = landscape(15)
-    assert Surgeon(memory).inject(settled[0]).notes == ("every start came back before the edit, too",)
-    assert "no start came back before the edit, too" in Surgeon(memory).remove(target, strength=0.1).notes
+def test_erasing_ends_where_the_matrix_holds_nothing():
+    class Stubborn(Hopfield):
+        """Every start comes back, whatever the matrix."""
+
+        def recall(self, cues: Tensor) -> Tensor:
+            return cues
+
+    memory, settled, _ = landscape()
+    surgeon = Surgeon(Stubborn(memory.W))
+    made = surgeon.remove(settled[0])
+    assert made.achieved
+    assert made.after.target.hits == 20
+    assert made.after.support <= 0
+    surgeon.undo()
+    assert surgeon.remove(settled[0], strength=0.93 * made.strength[0]).after.support > 0
+
+
+def test_what_no_strength_does_leaves_the_weights(monkeypatch: pytest.MonkeyPatch):
+    memory, _, target = landscape()
+    before, surgeon = memory.W.clone(), Surgeon(memory)
+    monkeypatch.setattr("hsae.lab.surgery.surgeon.GRID", (0.01, 0.02))
+    made = surgeon.inject(target)
+    assert made.restored
+    assert not made.achieved
+    assert made.notes == ("no strength up to 0.02 does it",)
+    assert torch.equal(memory.W, before)
 
 
 def test_moving_uses_the_landscape_as_it_was():
@@ -351,30 +372,34 @@ def test_targets_that_are_none():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_files_come_back_byte_for_byte(tmp_path: Path, dtype: torch.dtype):
+def test_files_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype):
     path = tmp_path / "model.safetensors"
     odd = {"a": torch.arange(5, dtype=torch.uint8), "W": torch.randn(6, 6).to(dtype), "z": torch.randn(3)}
     save_file(odd, path, {"format": "pt"})
-    raw = path.read_bytes()
-    memory = Hopfield(odd["W"].clone())
-    surgeon, chain = Surgeon(memory), [raw]
+    memory, raw, between = Hopfield(odd["W"].clone()), path.read_bytes(), list[Tensor]()
+    surgeon = Surgeon(memory)
     for i in range(2):
+        ledger = Ledger.open(path)
         made = surgeon.inject(torch.randn(6, generator=torch.Generator().manual_seed(i)), strength=0.5)
-        chain.append(with_edit(chain[-1], "W", memory.W, made))
-    # As in the files of safetensors itself, tensors begin at a multiple of 8 bytes.
-    assert all(int.from_bytes(each[:8], "little") % 8 == 0 for each in chain)
-    path.write_bytes(chain[-1])
+        ledger.edit("W", memory.W, made)
+        ledger.save(path)
+        between.append(memory.W.clone())
     there = load_file(path)
-    assert torch.equal(there["W"], memory.W)
-    assert torch.equal(there["W@before"], odd["W"])
+    assert set(there) == {"a", "W", "z", "W@before1", "W@before2"}
+    for name, wanted in {"W": between[1], "W@before2": between[0], "W@before1": odd["W"]}.items():
+        assert torch.equal(there[name], wanted)
     assert torch.equal(there["a"], odd["a"])
     assert torch.equal(there["z"], odd["z"])
-    for wanted in chain[-2::-1]:
-        found = without_edit(chain.pop())
-        assert found is not None
-        assert found[0] == wanted
-        assert found[1]["certificate"]["operation"] == "inject"
-    assert without_edit(raw) is None
+    for i in (1, 0):
+        ledger = Ledger.open(path)
+        edited, old, certificate = ledger.undo()
+        assert torch.equal(edited, between[i])
+        assert torch.equal(old, between[0] if i else odd["W"])
+        assert certificate["operation"] == "inject"
+        ledger.save(path)
+        assert torch.equal(load_file(path)["W"], old)
+    assert path.read_bytes() == raw
+    assert not Ledger.open(path).edits
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -385,15 +410,16 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert made["rank"] == 1
     assert made["norm"] == pytest.approx(made["strength"][0])
     W = load_file("m.safetensors")
-    assert difference(W["W@before"], W["W"]).norm == pytest.approx(made["norm"])
+    assert difference(W["W@before1"], W["W"]).norm == pytest.approx(made["norm"])
     run(["lab", "surgery", "remove", "--matrix", "m.safetensors", "--target", "0"])
     assert "achieved" in capsys.readouterr().out
     before = Path("m.safetensors").read_bytes()
     run(["lab", "surgery", "undo", "--matrix", "m-remove.safetensors"])
     assert Path("m-remove.safetensors").read_bytes() == before
-    assert "byte for byte" in capsys.readouterr().out
+    assert "bit for bit" in capsys.readouterr().out
     run(["lab", "surgery", "diff", "--matrix", "m.safetensors"])
     assert capsys.readouterr().out.startswith(f"rank 1, ‖ΔW‖/‖W‖ {100 * made['norm']:.1f}%")
+    save_file({"v": torch.ones(3)}, "v.safetensors")
     run(["lab", "surgery", "survey", "--json"])
     assert sum(json.loads(capsys.readouterr().out)["population"]) == 200
     run(["lab", "surgery", "verify", "--target", "0"])
@@ -406,10 +432,12 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         (["verify", "--target", "99"], r"no basin 99"),
         (["undo"], r"--matrix"),
         (["diff", "--matrix", "m-none.safetensors"], r"no such file"),
+        (["diff", "--matrix", "v.safetensors"], r"no edit to diff"),
+        (["verify", "--target", "v.safetensors"], r"stores vectors of 64 numbers"),
         (["inject", "--strength", "much"], r"strength must be auto or a number"),
         (["weaken", "--strength", "0.1"], r"strength must be auto to weaken"),
-        (["inject", "--memory", "mlp"], r"--token or --value-prompt"),
-        (["undo", "--memory", "mlp"], r"delete it"),
+        (["inject", "--memory", "mlp"], r"with --token"),
+        (["survey", "--memory", "mlp"], r"no basins"),
         (["sharpen"], r"operation must be one of"),
     ):
         with pytest.raises(UserError, match=line) as error:
@@ -422,8 +450,8 @@ def test_the_chapter(tmp_path: Path):
 
     made = chapter(SurgeryConfig(scale="tiny", workers=1), tmp_path, None)
     assert {"surgery-strength.svg", "surgery-energy.svg"} <= {f.name for f in tmp_path.iterdir()}
-    assert made.numbers["energies"]["raised"] == 0
-    assert made.numbers["energies"]["source_raised"] > 30
+    assert made.numbers["energies"]["right"]["raised"] == 0
+    assert made.numbers["energies"]["source"]["raised"] > 30
     assert all(row["undone"] for rows in made.numbers["operations"].values() for row in rows)
     assert "| at the target, projected | 100% | 100% |" in made.body
     assert made.command == "hsae lab surgery --scale tiny"

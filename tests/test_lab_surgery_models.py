@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hsae.cli import run
 from hsae.errors import UserError
 from hsae.lab.surgery import transformer
-from hsae.lab.surgery.ledger import apply_edit, save_edit
+from hsae.lab.surgery.ledger import apply_edit
 from hsae.lab.surgery.memory import Association
 from hsae.lab.surgery.surgeon import Surgeon
 from hsae.lab.surgery.transformer import Kind, Transformer
@@ -153,9 +153,9 @@ def pattern(lm: LM, memory: Transformer, prompt: str) -> Tensor:
 def test_where_a_head_looks(lm: LM):
     memory = Transformer(lm, "qk", 3, 3, "delta", prompt=PROMPT, watch=2)
     cue, before, surgeon = memory.cue(PROMPT), bits(lm), Surgeon(memory)
-    torch.testing.assert_close(memory.looks(cue), pattern(lm, memory, PROMPT), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(memory.looks(cue[None])[0], pattern(lm, memory, PROMPT), atol=1e-5, rtol=1e-4)
     made = surgeon.inject(Association(cue, memory.key(2)))
-    torch.testing.assert_close(memory.looks(cue), pattern(lm, memory, PROMPT), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(memory.looks(cue[None])[0], pattern(lm, memory, PROMPT), atol=1e-5, rtol=1e-4)
     assert made.achieved
     assert made.after.measures["attention"] > 0.5 > 10 * made.before.measures["attention"]
     # ΔW = α key ⊗ R, of the head's rows alone.
@@ -168,6 +168,7 @@ def test_where_a_head_looks(lm: LM):
     x = memory.recall(torch.stack([cue, 2 * cue]))
     keys = torch.stack([memory.key(i) for i in range(9)])
     by_hand = 0.5 * x.square().sum(1) - (x @ keys.T).exp().sum(1).log()
+    torch.testing.assert_close(x[0], pattern(lm, memory, PROMPT) @ keys, atol=1e-5, rtol=1e-4)
     energy = memory.energy(x)
     assert energy is not None
     torch.testing.assert_close(energy, by_hand)
@@ -196,7 +197,7 @@ def test_a_model_that_turns_its_queries():
     for layer, head in ((0, 3), (4, 6)):  # eight heads share four keys
         memory = Transformer(llama, "qk", layer, head, prompt=PROMPT, watch=4)
         torch.testing.assert_close(
-            memory.looks(memory.cue(PROMPT)), pattern(llama, memory, PROMPT), atol=1e-5, rtol=1e-4
+            memory.looks(memory.cue(PROMPT)[None])[0], pattern(llama, memory, PROMPT), atol=1e-5, rtol=1e-4
         )
     memory = Transformer(llama, "mlp", 2)
     assert memory.bias is None
@@ -249,43 +250,30 @@ def test_places_that_are_not_there(lm: LM, make: Callable[[LM], object], words: 
         make(lm)
 
 
-def test_an_edit_of_a_model_is_applied_and_taken_back(lm: LM, tmp_path: Path):
-    memory = Transformer(lm, "mlp", 3, rule="delta")
-    cue, before, bare = memory.cue(PROMPT), memory.W.clone(), bits(lm)
-    surgeon = Surgeon(memory)
-    made = surgeon.inject(Association(cue, memory.raising(cue, " dog")))
-    edited = memory.W.clone()
-    save_edit(tmp_path / "edit.safetensors", memory, before, made)
-    surgeon.undo()
-    undo = apply_edit(lm, tmp_path / "edit.safetensors")
-    torch.testing.assert_close(memory.W, edited, atol=1e-6, rtol=0)
-    undo()
-    assert all(torch.equal(p, bare[name]) for name, p in bits(lm).items())
-    for path, words in ((tmp_path / "none", "no such file"), (Path(__file__), "not an edit")):
-        with pytest.raises(UserError, match=words):
-            apply_edit(lm, path)
-
-
-def test_an_edit_of_the_bundled_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("asked", [["mlp", "--token", " dog", "--protect-prompts", OTHER], ["qk", "--position", "2"]])
+def test_an_edit_of_a_model_is_applied_and_taken_back(
+    lm: LM, asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    asked = [
-        "lab",
-        "surgery",
-        "inject",
-        "--memory",
-        "mlp",
-        "--layer",
-        "3",
-        "--token",
-        " dog",
-        "--save",
-        "e.safetensors",
-    ]
-    run([*asked, "--protect-prompts", OTHER, "--json"])
+    flags = ["--layer", "3", "--head", "3", "--save", "e.safetensors", "--json"]
+    run(["lab", "surgery", "inject", "--memory", *asked, *flags])
     made = json.loads(capsys.readouterr().out)
     assert made["achieved"]
-    assert made["after"]["measures"]["p(token)"] > made["before"]["measures"]["p(token)"]
-    assert made["after"]["protected"][0]["hits"] == 20
-    assert set(load_file("e.safetensors")) == {"left", "right"}
+    watched = "p(token)" if asked[0] == "mlp" else "attention"
+    assert made["after"]["measures"][watched] > made["before"]["measures"][watched]
+    assert [v["hits"] for v in made["after"]["protected"]] == [20] * (asked[0] == "mlp")
+    kind: Kind = "mlp" if asked[0] == "mlp" else "qk"
+    memory, bare, kept = Transformer(lm, kind, 3, 3, prompt=PROMPT), bits(lm), load_file("e.safetensors")
+    assert torch.equal(memory.W, kept["W@before1"])
+    undo = apply_edit(lm, "e.safetensors")
+    assert torch.equal(memory.W, kept["W"])
+    memory.watch = memory.token_id(" dog") if asked[0] == "mlp" else 2
+    assert memory.measures()[watched] == pytest.approx(made["after"]["measures"][watched])
+    undo()
+    assert all(torch.equal(p, bare[name]) for name, p in bits(lm).items())
+    run(["lab", "surgery", "diff", "--matrix", "e.safetensors"])
+    assert capsys.readouterr().out.startswith(f"rank {made['rank']}, ")
+    save_file({"W": torch.eye(2)}, "other.safetensors")
+    for path, words in (("none", "no such file"), (__file__, "cannot be read"), ("other.safetensors", "not an edit")):
+        with pytest.raises(UserError, match=words):
+            apply_edit(lm, path)

@@ -28,18 +28,20 @@ from hsae.harvesting import HarvestConfig, harvest
 from hsae.held_out import held_out_rows
 from hsae.inspect import InspectConfig, inspect
 from hsae.lab.surgery import SurgeryConfig
-from hsae.lab.surgery.case import open_case, target_of
 from hsae.lab.surgery.certificate import Protocol
+from hsae.lab.surgery.edits import open_case, target_of
 from hsae.lab.surgery.latents import inverse, per_latent, removed, restored, turned, weighted, without_directions
 from hsae.lab.surgery.memory import Association
 from hsae.lab.surgery.runs import RECORD, ROWS, operate
 from hsae.lab.surgery.sae import DYNAMICS, SAEMemory
 from hsae.lab.surgery.sae_study import study
 from hsae.lab.surgery.surgeon import Surgeon
+from hsae.record import Record
 from hsae.run import Run, RunWriter
 from hsae.sae import SAE
 from hsae.sae.relu import ReLU
 from hsae.setup import Setup
+from hsae.sharing.contents import publish
 from hsae.store import Store
 
 
@@ -144,6 +146,7 @@ def test_dense_edits_are_outer_products():
         old, new = getattr(sae, name), getattr(memory.sae, name)
         torch.testing.assert_close(new, old - torch.outer(old @ t, t))
         assert (new @ t).abs().max() < 1e-6, "an exact null direction"
+    assert Surgeon(SAEMemory(sae, temperature=4.0, dense=True)).inject(t).auto, "its size is searched for"
     memory = SAEMemory(sae, temperature=4.0, dense=True)
     Surgeon(memory).inject(t, strength=0.1)
     change = memory.sae.W_dec - sae.W_dec
@@ -275,13 +278,14 @@ def test_a_run_operated_on_is_a_run(cache: Path, setup: str, scale: float, folde
     assert row.evr_pooled == pytest.approx(float(1 - error.square().sum() / spread), rel=1e-4, abs=1e-5)
     report = json.loads((run.folder / RECORD).read_text())["edits"][0]
     before = old.encode(x)
-    assert report["metrics"]["before"]["dead"] == int((~(before > 0).any(0)).sum())
-    assert report["metrics"]["after"]["dead"] == int((~(code > 0).any(0)).sum())
+    assert report["metrics"]["before"]["dictionary"] == int((before > 0).any(0).sum())
+    assert report["metrics"]["after"]["dictionary"] == row.dictionary == int((code > 0).any(0).sum())
     assert report["changes"]["W_enc"]["latents"] == 3
     assert report["changes"]["W_enc"]["rank"] == 3
     size = float(old.W_enc[[1, 4, 5]].norm() / old.W_enc.norm())
     assert report["changes"]["W_enc"]["norm"] == pytest.approx(size, rel=1e-5)
-    assert any("language model: not measured" in note for note in report["notes"]), "owner/tiny is not there"
+    assert "owner/tiny" in report["language_model"]["missing"]
+    assert "loss was not measured" in " ".join(told.split())
     # The same again.
     assert "is there already" in do("remove", "parent", setup=setup, latent="1,4-5")
     assert len(list((cache / "runs").iterdir())) == 2
@@ -301,7 +305,7 @@ def test_a_run_operated_on_is_a_run(cache: Path, setup: str, scale: float, folde
     assert mine.result.rows == tuple(row for row in parent.result.rows if row.setup == setup)
     assert "by undoing run" in mine.result.origin
     assert not (mine.folder / RECORD).exists()
-    assert "is there already" in do("undo", name)
+    assert "is there already" in refused(lambda: do("undo", name))
 
 
 def test_edits_of_edits_are_undone_one_by_one(cache: Path):
@@ -325,7 +329,7 @@ def test_the_contexts_of_a_latent_before_and_after(cache: Path):
     (found,) = report["contexts"]
     every = torch.cat([chunk.activations[:, 1:].flatten(0, 1) for chunk in store.chunks(HOOK, 99)])
     code = sae.encode(every)[:, 6]
-    assert found["of"] == "latent 6 of parent, topk"
+    assert found["of"] == "latent 6 of topk, seed 0, of run parent"
     assert found["rate"] == pytest.approx(float((code > 0).float().mean()))
     places = found["contexts"]
     assert places[0]["before"] == pytest.approx(float(code.max()), rel=1e-5)
@@ -333,7 +337,9 @@ def test_the_contexts_of_a_latent_before_and_after(cache: Path):
     x = every[code.argmax()][None]
     new = removed(sae, [6]).encode(x)[0]
     assert places[0]["others"] == new.argsort(descending=True)[: int((new > 0).sum())].tolist()[:4]
-    assert places[0]["newly"] == int(((new > 0) & (sae.encode(x)[0] <= 0)).sum())
+    (stronger,) = document("strengthen", "parent", latent="6")["contexts"]
+    assert all(place["after"] == place["before"] > 0 for place in stronger["contexts"]), "untied: codes stay"
+    assert all(6 not in place["others"] for place in stronger["contexts"])
 
 
 def test_a_direction_of_a_run_of_another_scale(cache: Path):
@@ -349,16 +355,18 @@ def test_a_direction_of_a_run_of_another_scale(cache: Path):
     used = firings > 0
     assert float(new.W_enc[latent].norm()) == pytest.approx(float(small.sae().W_enc[used].norm(dim=1).mean()), rel=1e-5)
     assert float(new.b_enc[latent]) == pytest.approx(float(small.sae().b_enc[used].mean()), rel=1e-5)
-    same = {each["what"]: each for each in report["verified"] if each["dynamics"] == "softmax"}
+    same = {each["what"]: each for each in report["verified"]}
     assert same["the target"]["after"]["hits"] == Surgeon(SAEMemory(new, temperature=50.0)).verify(t).hits
-    assert report["contexts"][-1]["of"] == "latent 2 of large, relu"
+    assert report["contexts"][-1]["of"] == "latent 2 of relu, seed 0, of run large"
     assert report["contexts"][-1]["latent"] == latent
-    make_run("elsewhere", ["relu"], store=store, hook="blocks.5.hook_resid_pre")
-    assert "different models or hook" in do("move", "small", latent="3", to_run="elsewhere", to_latent="2", name="else")
+    there = "blocks.5.hook_resid_pre"
+    make_run("elsewhere", ["relu"], store=make_store("elsewhere", there), hook=there)
+    assert "another model or hook" in do("move", "small", latent="3", to_run="elsewhere", to_latent="2", name="else")
     save_file({"v": t * 7, "w": torch.zeros(5)}, cache / "t.safetensors")
     settings = SurgeryConfig(target=f"{cache / 't.safetensors'}:v")
-    torch.testing.assert_close(target_of(settings, open_case("small")).direction, t)
+    torch.testing.assert_close(target_of(settings, open_case("small"))[0], t)
     do("inject", "small", target=settings.target, name="file")
+    assert "with t.safetensors:v (hsae" in Run.open("file").result.origin, "no folder of this machine"
     torch.testing.assert_close(Run.open("file").sae().W_enc, new.W_enc)
     do("move", "small", latent="3", target=f"{cache / 't.safetensors'}:v", name="moved")
     torch.testing.assert_close(Run.open("moved").sae().W_enc[3], t * small.sae().W_enc[3].norm())
@@ -376,9 +384,9 @@ def test_looking_changes_nothing(cache: Path):
     run = make_run("parent", ["tied"], store=make_store())
     found = document("verify", "parent", latent="2,6")
     surgeon = {d: Surgeon(SAEMemory(run.sae(), d, temperature=50.0), Protocol(0)) for d in DYNAMICS}
+    assert [(each["latent"], each["dynamics"]) for each in found] == [(i, d) for i in (2, 6) for d in DYNAMICS]
     for each in found:
-        for dynamics in DYNAMICS:
-            assert each[dynamics]["hits"] == surgeon[dynamics].verify(run.sae().W_dec[each["latent"]]).hits
+        assert each["hits"] == surgeon[each["dynamics"]].verify(run.sae().W_dec[each["latent"]]).hits
     basins = document("survey", "parent")
     assert sum(each["population"] for each in basins if each["dynamics"] == "softmax") == 200
     assert "basins" in do("survey", "parent")
@@ -386,36 +394,52 @@ def test_looking_changes_nothing(cache: Path):
     assert [path.name for path in (cache / "runs").iterdir()] == ["parent"]
 
 
-def test_without_the_store_the_edit_is_made_and_nothing_measured(cache: Path):
-    make_run("parent", ["relu"])
-    told = do("remove", "parent", latent="2", name="new")
-    run = Run.open("new")
-    assert not run.sae().W_dec[2].any()
-    assert run.result.rows[0].mse is None
-    assert run.result.held_out == 0
-    assert "nothing can be measured" in told.replace("\n", " ")
-    assert "softmax: latent 2" in told
-    assert "least used" in refused(lambda: do("inject", "parent", to_run="parent", to_latent="1"))
-    document("undo", "new")
+def test_without_the_store_only_undo_works(cache: Path):
+    make_run("parent", ["relu"], store=make_store())
+    do("remove", "parent", latent="2", name="new")
+    shutil.rmtree(cache / "activations")
+    there = {path.name for path in (cache / "runs").iterdir()}
+    for operation in ("remove", "verify", "survey"):
+        assert "'shared'" in refused(lambda: do(operation, "parent", latent="3"))  # noqa: B023
+    assert {path.name for path in (cache / "runs").iterdir()} == there
+    document("undo", "new", name="old")
+    assert torch.equal(Run.open("old").sae().W_dec, Run.open("parent").sae().W_dec)
+
+
+def test_a_run_is_shared_with_what_was_done_to_it_but_not_with_what_undoes_it(cache: Path):
+    make_run("parent", ["relu"], store=make_store())
+    do("remove", "parent", latent="2", name="new")
+    files = publish(Record.open("new")).files()
+    assert not {RECORD, ROWS} & set(files)
+    theirs = cache / "theirs"
+    theirs.mkdir()
+    for name, content in files.items():
+        (theirs / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    pulled = Run.open(theirs)
+    assert torch.equal(pulled.sae().W_dec, Run.open("new").sae().W_dec)
+    assert pulled.result.origin == "relu, seed 0, of run parent, with latent 2 removed (hsae lab surgery)"
+    assert "no surgery to undo" in refused(lambda: do("undo", str(theirs)))
+    do("remove", str(theirs), latent="3", name="further")
+    assert not Run.open("further").sae().W_dec[2:4].any()
 
 
 def test_the_factor_goes_the_way_that_the_word_says(cache: Path):
-    row = make_run("parent", ["relu"]).sae().W_dec[2]
+    row = make_run("parent", ["relu"], store=make_store()).sae().W_dec[2]
     for operation, expected in (("weaken", row / 4), ("strengthen", row * 4)):
         do(operation, "parent", latent="2", factor=4.0, name=operation)
         torch.testing.assert_close(Run.open(operation).sae().W_dec[2], expected)
 
 
 def test_a_name_that_another_edit_has_is_refused_before_anything_is_done(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    make_run("parent", ["relu"])
+    make_run("parent", ["relu"], store=make_store())
     do("remove", "parent", latent="2", name="new")
-    monkeypatch.setattr("hsae.lab.surgery.runs.verified", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr("hsae.lab.surgery.runs.measured", lambda *_: pytest.fail("it was measured"))
     assert "is there already" in refused(lambda: do("remove", "parent", latent="3", name="new"))
     assert "with latent 2 removed" in do("remove", "parent", latent="2", name="new")
 
 
 def test_an_edit_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    make_run("parent", ["relu"])
+    make_run("parent", ["relu"], store=make_store())
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -427,7 +451,7 @@ def test_an_edit_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest.Monk
 
 
 def test_rows_that_are_not_the_parents_are_refused(cache: Path):
-    make_run("parent", ["relu"])
+    make_run("parent", ["relu"], store=make_store())
     do("remove", "parent", latent="2", name="new")
     save_file({"0/W_enc": torch.ones(1, 5), "0/W_enc.latents": torch.tensor([2])}, cache / "runs" / "new" / ROWS)
     assert "nothing was written" in refused(lambda: do("undo", "new"))
@@ -452,6 +476,7 @@ def test_rows_that_are_not_the_parents_are_refused(cache: Path):
         ({"operation": "remove", "latent": "1", "strength": "0.1"}, "--factor"),
         ({"operation": "weaken", "latent": "1", "how": "dense"}, "--how dense is for inject and remove"),
         ({"operation": "remove", "latent": "2", "run": "gone"}, "removed already"),
+        ({"operation": "remove", "latent": "1", "run": "unmeasured"}, "'gone'"),
         ({"operation": "inject"}, "say what to write"),
         ({"operation": "inject", "to_run": "other"}, "say which latent of"),
         ({"operation": "inject", "to_run": "other", "to_latent": "99"}, "latent 99 is not in"),
@@ -468,10 +493,13 @@ def test_rows_that_are_not_the_parents_are_refused(cache: Path):
     ],
 )
 def test_mistakes_are_one_line(cache: Path, words: dict[str, Any], line: str):
-    make_run("parent", ["relu", "gated"], diverged=["gated"], store=make_store())
-    make_run("other", ["relu"])
-    make_run("wide", ["relu"], saes={"relu": make_sae(config.build(Setup, SETUPS["relu"], "test"), width=6)})
-    make_run("gone", ["relu"], saes={"relu": removed(of_setup("relu"), [2])})
+    store = make_store()
+    make_run("parent", ["relu", "gated"], diverged=["gated"], store=store)
+    make_run("other", ["relu"], store=store)
+    wide = make_sae(config.build(Setup, SETUPS["relu"], "test"), width=6)
+    make_run("wide", ["relu"], saes={"relu": wide}, store=make_store("wider", width=6))
+    make_run("gone", ["relu"], saes={"relu": removed(of_setup("relu"), [2])}, store=store)
+    make_run("unmeasured", ["relu"])
     there = {path.name for path in (cache / "runs").iterdir()}
     said = refused(lambda: do(**{"run": "parent", **words}))
     assert line in said
@@ -494,7 +522,6 @@ def test_from_the_command_line_with_the_language_model(tmp_path: Path, monkeypat
     assert loss["after"] == pytest.approx(new.saes[0].cross_entropy, rel=1e-6)
     assert loss["before"] != loss["after"]
     assert loss["tokens"] == old.tokens
-    assert report["notes"] == []
     assert Store.open("opened").manifest.fingerprint == Run.open(report["name"]).result.store_fingerprint
     with pytest.raises(UserError, match="removed already"):
         cli.run(["lab", "surgery", "remove", "--run", report["name"], "--latent", "3"])

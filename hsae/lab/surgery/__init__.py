@@ -21,8 +21,9 @@ class SurgeryConfig(LabConfig):
 
     operation: Operation = "study"
     """what to do: the word after `surgery`"""
-    memory: Literal["hopfield", "mlp", "attention"] = "hopfield"
-    """a Hopfield layer, an MLP's output matrix, or an attention head; with --run an SAE"""
+    memory: Literal["hopfield", "mlp", "ov", "qk"] = "hopfield"
+    """a Hopfield layer, an MLP's output matrix, what an attention head writes (its part of W_O), or where it looks (of
+    W_Q); with --run an SAE"""
     strength: str = "auto"
     """size of the change as a share of the matrix's Frobenius norm; auto: the smallest that verifies"""
     strength_unit: Literal["fraction", "percent"] = "fraction"
@@ -48,7 +49,8 @@ class SurgeryConfig(LabConfig):
     json: bool = False
     """print the certificate as JSON"""
     matrix: str = ""
-    """hopfield: FILE.safetensors, or FILE.safetensors:KEY, with a square matrix; empty: made from random memories"""
+    """hopfield: FILE.safetensors, or FILE.safetensors:KEY, with a square matrix; empty: made from random memories. diff
+    and undo: the file of an edit"""
     memories: int = 5
     """hopfield: random patterns of +1 and -1 in the made matrix"""
     dim: int = 64
@@ -64,28 +66,22 @@ class SurgeryConfig(LabConfig):
     """move: where to, said as target is (empty: random); mlp and ov: the prompt that is to recall it instead"""
     save: str = ""
     """where to write the edit; empty: beside the matrix, or under cache/lab"""
-    against: str = ""
-    """diff: the other matrix, FILE.safetensors:KEY; empty: the matrix before the last edit"""
     model: str = "bundled"
-    """mlp, attention: the language model, as for hsae harvest"""
+    """mlp, ov, qk: the language model, as for hsae harvest"""
     layer: int = 0
-    """mlp, attention: the block"""
+    """mlp, ov, qk: the block"""
     head: int = 0
-    """attention: the head"""
-    circuit: Literal["ov", "qk"] = "ov"
-    """attention: what the head writes (its rows of W_O), or where it looks (its rows of W_Q)"""
+    """ov, qk: the head"""
     prompt: str = "Once upon a time there was a little"
-    """mlp, attention: the cue is what the layer reads at this text's last token"""
+    """mlp, ov, qk: the cue is what the layer reads at this text's last token"""
     token: str = ""
     """mlp, ov: the value is the output that raises this token, such as " dog"; empty: what the prompt recalls now"""
-    value_prompt: str = ""
-    """mlp, ov: the value is the layer's output at this text's last token, instead"""
     position: int = 0
     """qk: the position of the prompt that the last token is to look at"""
     rule: Literal["hebbian", "delta", "rome", "null-space"] = "rome"
-    """mlp, attention: how the cue is written"""
+    """mlp, ov, qk: how the cue is written"""
     protect_prompts: tuple[str, ...] = ()
-    """mlp, attention: texts whose outputs at the last token must not change"""
+    """mlp, ov, qk: texts whose outputs at the last token must not change"""
     run: str = ""
     """operate on an SAE of this run: name or path"""
     setup: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,8 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae.errors import UserError
-
-Convention = Literal["norm", "per-coordinate"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Protocol:
     trials: int = 20
     threshold: float = 0.9
     noise: float = 0.1
-    convention: Convention = "norm"
+    convention: Literal["norm", "per-coordinate"] = "norm"
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,7 @@ class Reading:
 
     Attributes:
         mirror: the verdict at -p, where the memory is odd.
-        support: how much the matrix itself holds of the target (`Memory.support`).
-        energy: at the target; None where there is none.
-        measures: further numbers of the memory.
+        support, energy, measures: `Memory.support` and `Memory.energy` at the target, and `Memory.measures`.
     """
 
     target: Verdict
@@ -97,7 +93,7 @@ class Certificate:
         rank, norm: rank(ΔW) and ‖ΔW‖_F / ‖W‖_F as measured.
         probes, moved, drift: how many ordinary cues were compared (those of the target left out), the share that now
             leads elsewhere (cosine at most 0.9), and the relative change of what they lead to.
-        fidelity: cosine of the target as given with the pattern that the memory can hold.
+        notes: why the weights were restored.
     """
 
     operation: str
@@ -113,10 +109,9 @@ class Certificate:
     probes: int
     moved: float
     drift: float
-    fidelity: float
     anchor: str
     form: str
-    protocol: Protocol = field(default_factory=Protocol)
+    protocol: Protocol
     notes: tuple[str, ...] = ()
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import cosine_similarity as cosine
 
@@ -17,13 +16,13 @@ from hsae.errors import UserError
 from hsae.figures import percent
 from hsae.files import cache_root
 from hsae.lab.surgery import SurgeryConfig
-from hsae.lab.surgery.certificate import Certificate, Protocol, difference
+from hsae.lab.surgery.certificate import Protocol, difference
 from hsae.lab.surgery.hopfield import Hopfield, random_memories
-from hsae.lab.surgery.ledger import read_tensor, save_edit, with_edit, without_edit, write_bytes
+from hsae.lab.surgery.ledger import MODEL, Ledger, read_tensor
 from hsae.lab.surgery.memory import Association, Target
-from hsae.lab.surgery.show import show, show_survey, show_verdict
-from hsae.lab.surgery.surgeon import Surgeon
-from hsae.lab.surgery.transformer import Transformer
+from hsae.lab.surgery.show import show
+from hsae.lab.surgery.surgeon import How, Surgeon
+from hsae.lab.surgery.transformer import Kind, Transformer
 from hsae.progress import say
 
 if TYPE_CHECKING:
@@ -33,9 +32,16 @@ DEPENDENT = 0.4
 """basins whose cosine with a target is above this are not protected: they are mixtures of it"""
 
 
-def protocol_of(settings: SurgeryConfig) -> Protocol:
-    """How settings say that associations are verified."""
-    return Protocol(settings.seed or 0, settings.trials, settings.threshold, settings.noise, settings.convention)
+@dataclass(frozen=True)
+class _Task:
+    """What is operated on, and where an edit goes: `out`, a file as `ledger` holds it, with another matrix `key`."""
+
+    surgeon: Surgeon
+    targets: Sequence[Target]
+    protect: Sequence[Target]
+    ledger: Ledger
+    key: str
+    out: Path | None
 
 
 def operate(settings: SurgeryConfig, console: Console) -> None:
@@ -44,148 +50,117 @@ def operate(settings: SurgeryConfig, console: Console) -> None:
     Raises:
         UserError: a file, key, layer, prompt or target that is not as wanted.
     """
-    if settings.memory != "hopfield":
-        _transformer(settings, console)
+    if settings.operation in ("diff", "undo"):
+        _edited(settings, console)
+        return
+    task = _hopfield(settings) if settings.memory == "hopfield" else _transformer(settings, settings.memory)
+    surgeon, memory, target = task.surgeon, task.surgeon.memory, task.targets[0]
+    if settings.operation == "survey":
+        show(surgeon.survey(), console, settings.json)
+    elif settings.operation == "verify":
+        what = memory.storable(memory.scaled(target)) if isinstance(target, Tensor) else target
+        show(surgeon.verify(what), console, settings.json)
     else:
-        {"undo": _undo, "diff": _diff}.get(settings.operation, _hopfield)(settings, console)
+        out = Path(settings.save) if settings.save else task.out
+        if out and out.exists():
+            raise UserError(f"{out} is there already, and is not overwritten; name another file with --save")
+        edit = getattr(surgeon, settings.operation)
+        if settings.operation in ("strengthen", "weaken"):
+            made = edit(*task.targets, settings.factor, protect=task.protect)
+        else:
+            how = How(strength=settings.amount, protect=task.protect, anchor=settings.anchor, form=settings.form)
+            made = edit(*task.targets, **how)
+        show(made, console, settings.json)
+        if out and not made.restored:
+            task.ledger.edit(task.key, memory.weights[memory.matrix], made)
+            task.ledger.save(out)
+            use = "use: hsae.lab.surgery.ledger.apply_edit(lm, path)"
+            undo = f"undo: hsae lab surgery undo --matrix {out}"
+            _tell(settings, console, f"wrote {out}; {undo if settings.memory == 'hopfield' else use}")
 
 
-def edit(
-    surgeon: Surgeon, settings: SurgeryConfig, target: Target, to: Target | None, protect: Sequence[Target]
-) -> Certificate:
-    """One of the five edits."""
-    if settings.operation in ("strengthen", "weaken"):
-        return getattr(surgeon, settings.operation)(target, settings.factor, protect=protect)
-    both = (target,) if to is None else (target, to)
-    return getattr(surgeon, settings.operation)(
-        *both, strength=settings.amount, protect=protect, anchor=settings.anchor, form=settings.form
-    )
-
-
-def _hopfield(settings: SurgeryConfig, console: Console) -> None:
+def _hopfield(settings: SurgeryConfig) -> _Task:
     seed = 1009 * (settings.seed or 0)
     if settings.matrix:
         path, key, W = read_tensor(settings.matrix, 2)
-        raw = path.read_bytes()
-        memory = Hopfield(W, settings.degree, settings.beta, f"{path}:{key}")
+        ledger, memory = Ledger.open(path), Hopfield(W, settings.degree, settings.beta, f"{path}:{key}")
     else:
         made = random_memories(settings.memories, settings.dim, torch.Generator().manual_seed(seed))
         memory, path, key = Hopfield.made(made, settings.degree, settings.beta), Path(), "W"
-        raw = save(memory.weights)
-    surgeon, generator = Surgeon(memory, protocol_of(settings)), torch.Generator().manual_seed(seed + 7)
+        ledger = Ledger({key: memory.W.clone()}, {}, [])
+    surgeon, generator = Surgeon(memory, _protocol(settings)), torch.Generator().manual_seed(seed + 7)
     basins = surgeon.survey()
 
     def pattern(words: str) -> Tensor:
         if words == "random":
             return random_memories(1, len(memory.W), generator)[0]
         if not words.isdigit():
-            return read_tensor(words, 1)[2].double()
+            return memory.scaled(read_tensor(words, 1)[2])
         if int(words) >= len(basins.patterns):
             raise UserError(f"{memory.name}: no basin {words}; a survey finds 0…{len(basins.patterns) - 1}")
         return basins.patterns[int(words)]
 
-    if settings.operation == "survey":
-        show_survey(basins, console, settings.json)
-        return
-    target = pattern(settings.target or ("random" if settings.operation == "inject" else "0"))
-    if settings.operation == "verify":
-        show_verdict(surgeon.verify(memory.storable(memory.scaled(target))), console, settings.json)
-        return
-    to = pattern(settings.destination or "random") if settings.operation == "move" else None
+    targets = [pattern(settings.target or ("random" if settings.operation in ("inject", "survey") else "0"))]
+    if settings.operation == "move":
+        targets.append(pattern(settings.destination or "random"))
     protect: list[Tensor] = []
     if settings.protect:
-        apart = [cosine(basins.patterns, t[None]).abs() for t in (target, to) if t is not None]
-        near = torch.stack(apart).amax(0) > DEPENDENT
+        near = torch.stack([cosine(basins.patterns, t[None]).abs() for t in targets]).amax(0) > DEPENDENT
         protect = [p for i, p in enumerate(basins.patterns) if not near[i] and not -1 < basins.mirror[i] < i]
         # More would leave no direction to write in.
         protect = protect[: len(memory.W) // 4]
-    certificate = edit(surgeon, settings, target, to, protect)
-    show(certificate, console, settings.json)
-    if certificate.restored or not (settings.matrix or settings.save):
-        return
-    out = Path(settings.save or path.with_name(f"{path.stem}-{settings.operation}.safetensors"))
-    if out.exists():
-        raise UserError(f"{out} is there already, and is not overwritten; name another file with --save")
-    write_bytes(out, with_edit(raw, key, memory.W, certificate))
-    _tell(settings, console, f"wrote {out}; undo: hsae lab surgery undo --matrix {out}")
+    out = path.with_name(f"{path.stem}-{settings.operation}.safetensors") if settings.matrix else None
+    return _Task(surgeon, targets, protect, ledger, key, out)
 
 
-def _undo(settings: SurgeryConfig, console: Console) -> None:
-    if not settings.matrix:
-        raise UserError("undo: name the edited file with --matrix")
-    path, _, _ = read_tensor(settings.matrix, 2)
-    if (found := without_edit(path.read_bytes())) is None:
-        raise UserError(f"{path}: no edit to undo")
-    raw, note = found
-    out = Path(settings.save or path)
-    write_bytes(out, raw)
-    was = note["certificate"]
-    if settings.json:
-        console.file.write(json.dumps(was, indent=1) + "\n")
-    _tell(settings, console, f"{out}: {was['operation']} of {percent(was['norm'])} taken back, byte for byte")
-
-
-def _transformer(settings: SurgeryConfig, console: Console) -> None:
+def _transformer(settings: SurgeryConfig, kind: Kind) -> _Task:
     from hsae.loading import load_lm
 
-    if settings.operation in ("survey", "diff", "undo"):
-        raise UserError(
-            f"{settings.operation} is for a Hopfield layer's matrix or a run; an edit of a language model is a file of "
-            "its own, which the model's files know nothing of (diff: its certificate; undo: delete it)"
-        )
     lm = load_lm(settings.model, settings.device)
-    kind = settings.circuit if settings.memory == "attention" else "mlp"
     memory = Transformer(lm, kind, settings.layer, settings.head, settings.rule, settings.prompt)
-    cue = memory.cue(settings.prompt)
-
-    def recalled(prompt: str) -> Association:
-        there = memory.cue(prompt)
-        return Association(there, memory.recall(there[None])[0])
-
-    target = recalled(settings.prompt)
+    target = memory.recalled(settings.prompt)
     if kind == "qk":
-        memory.watch, target = settings.position, Association(cue, memory.key(settings.position))
-    elif settings.value_prompt:
-        target = Association(cue, recalled(settings.value_prompt).value)
+        memory.watch, target = settings.position, Association(target.cue, memory.key(settings.position))
     elif settings.token:
-        memory.watch, target = memory.token_id(settings.token), Association(cue, memory.raising(cue, settings.token))
+        value = memory.raising(target.cue, settings.token)
+        memory.watch, target = memory.token_id(settings.token), Association(target.cue, value)
     elif settings.operation == "inject":
-        raise UserError("inject: say what the prompt is to recall, with --token or --value-prompt")
-    to = None
+        raise UserError("inject: say what the prompt is to recall, with --token")
+    targets = [target]
     if settings.operation == "move":
         if not settings.destination or kind == "qk":
-            raise UserError("move (of mlp, or attention's ov): name the prompt to move to with --destination")
-        to = Association(memory.cue(settings.destination), target.value)
-    surgeon, before = Surgeon(memory, protocol_of(settings)), memory.W.clone()
-    if settings.operation == "verify":
-        show_verdict(surgeon.verify(target), console, settings.json)
-        return
-    certificate = edit(surgeon, settings, target, to, [recalled(prompt) for prompt in settings.protect_prompts])
-    show(certificate, console, settings.json)
-    if not certificate.restored:
-        name = f"{Path(lm.name).name}-{memory.place}-{settings.operation}.safetensors"
-        out = Path(settings.save or cache_root() / "lab" / "edits" / name)
-        save_edit(out, memory, before, certificate)
-        _tell(settings, console, f"wrote {out}; use: hsae.lab.surgery.ledger.apply_edit(lm, path)")
+            raise UserError("move (of mlp, or ov): name the prompt to move to with --destination")
+        targets.append(Association(memory.cue(settings.destination), target.value))
+    where = {"kind": kind, "layer": settings.layer, "head": settings.head}
+    ledger = Ledger({"W": memory.W.clone()}, {MODEL: json.dumps(where)}, [])
+    out = cache_root() / "lab" / "edits" / f"{Path(lm.name).name}-{memory.place}-{settings.operation}.safetensors"
+    protect = [memory.recalled(prompt) for prompt in settings.protect_prompts]
+    return _Task(Surgeon(memory, _protocol(settings)), targets, protect, ledger, "W", out)
 
 
-def _diff(settings: SurgeryConfig, console: Console) -> None:
+def _edited(settings: SurgeryConfig, console: Console) -> None:
+    """diff, undo: of the last edit of a file."""
     if not settings.matrix:
-        raise UserError("diff: name the matrix with --matrix FILE.safetensors")
-    path, key, W = read_tensor(settings.matrix, 2)
-    if not settings.against and without_edit(path.read_bytes()) is None:
-        raise UserError(f"{path}: not edited; name the matrix to compare it with, --against FILE.safetensors:KEY")
-    found = difference(read_tensor(settings.against or f"{path}:{key}@before", 2)[2], W)
-    if settings.json:
-        console.file.write(json.dumps(asdict(found), indent=1) + "\n")
-    else:
-        say(console, f"rank {found.rank}, ‖ΔW‖/‖W‖ {percent(found.norm)}; ‖W‖ itself grew by {100 * found.growth:.2f}%")
+        raise UserError(f"{settings.operation}: name the edited file with --matrix")
+    path = Path(settings.matrix)
+    ledger = Ledger.open(path)
+    if not ledger.edits:
+        raise UserError(f"{path}: no edit to {settings.operation}")
+    edited, before, made = ledger.undo()
+    if settings.operation == "diff":
+        show(difference(before, edited), console, settings.json)
+        return
+    out = Path(settings.save or path)
+    ledger.save(out)
+    _tell(settings, console, f"{out}: {made['operation']} of {percent(made['norm'])} taken back, bit for bit")
+
+
+def _protocol(settings: SurgeryConfig) -> Protocol:
+    return Protocol(settings.seed or 0, settings.trials, settings.threshold, settings.noise, settings.convention)
 
 
 def _tell(settings: SurgeryConfig, console: Console, line: str) -> None:
     """Say something that is not the result: with --json on stderr."""
-    if settings.json:
-        from rich.console import Console
+    from rich.console import Console
 
-        console = Console(stderr=True)
-    say(console, line)
+    say(Console(stderr=True) if settings.json else console, line)

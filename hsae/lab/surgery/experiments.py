@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import statistics
-from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +11,11 @@ import torch
 from torch import Tensor
 
 from hsae.lab.surgery import SurgeryConfig
-from hsae.lab.surgery.certificate import Certificate, Convention, Protocol
+from hsae.lab.surgery.certificate import Certificate, Protocol
 from hsae.lab.surgery.hopfield import Hopfield, random_memories
 from hsae.lab.surgery.memory import Association
 from hsae.lab.surgery.surgeon import Surgeon
 from hsae.lab.surgery.transformer import Kind, Rule, Transformer
-from hsae.lm import LM
 
 MEMORIES = 5
 WAYS: dict[str, dict[str, Any]] = {
@@ -39,10 +35,8 @@ TOKENS = (" dog", " cat", " bird", " ball")
 
 def source() -> str:
     """Changes with the code that the measurements depend on."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(
-        b"".join(f.read_bytes() for f in files if f.stem not in ("study", "tables", "show", "desk"))
-    ).hexdigest()
+    files = (f for f in sorted(Path(__file__).parent.glob("*.py")) if f.stem not in ("study", "show", "desk"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
 
 def _landscape(width: int, seed: int) -> tuple[Hopfield, Tensor, Tensor]:
@@ -71,43 +65,20 @@ def writing(width: int, strengths: list[float], ways: list[str], seeds: list[int
 
 
 def energies(width: int, seeds: list[int], code: str) -> dict[str, Any]:
-    """Along the dynamics from random starts: the steps, those that raise each energy, and the energies' mean course."""
-    found: dict[str, Any] = {"steps": 0, "raised": 0, "source_raised": 0, "course": [], "source_course": []}
-    ends, starts = [], []
+    """Along the dynamics from random starts: the steps; of each energy, those that raise it, and its mean course."""
+    found: dict[str, Any] = {"steps": 0, "right": {"raised": 0, "courses": []}, "source": {"raised": 0, "courses": []}}
     for seed in seeds:
         memory, _, _ = _landscape(width, seed)
         path = list(memory.trajectory(memory.starts(8, torch.Generator().manual_seed(seed)).clamp(-0.99, 0.99)))
-        for old, new in pairwise(path):
-            moved = (old != new).any(1)
-            found["steps"] += int(moved.sum())
-            for name, energy in (("raised", memory.lyapunov), ("source_raised", memory.source_energy)):
-                found[name] += int((moved & (energy(new) > energy(old) + 1e-9)).sum())
-        for name, energy in (("course", memory.lyapunov), ("source_course", memory.source_energy)):
-            found[name].append([float(energy(x).mean()) for x in (*path, *[path[-1]] * (40 - len(path)))][:40])
-        ends.append([float(e(path[-1]).mean()) for e in (memory.lyapunov, memory.source_energy)])
-        starts.append([float(e(path[0]).mean()) for e in (memory.lyapunov, memory.source_energy)])
-    for name in ("course", "source_course"):
-        found[name] = [statistics.fmean(values) for values in zip(*found[name], strict=True)]
-    for name, values in (("basin", ends), ("start", starts)):
-        found[name], found[f"source_{name}"] = (statistics.fmean(v) for v in zip(*values, strict=True))
-    return found
-
-
-def conventions(widths: list[int], seeds: list[int], code: str) -> dict[str, Any]:
-    """Both noise conventions: ‖noise‖ / ‖target‖, the share of starts at stored memories that come back, and the
-    smallest strength that makes a random target come back from all of them."""
-    found: dict[str, Any] = {}
-    for width in widths:
-        found[str(width)] = {}
-        sizes: dict[Convention, float] = {"norm": 0.1, "per-coordinate": 0.1 * math.sqrt(width)}
-        for convention, size in sizes.items():
-            rates, strengths = [], []
-            for seed in seeds:
-                memory, settled, target = _landscape(width, seed)
-                surgeon = Surgeon(memory, Protocol(seed, convention=convention))
-                rates += [surgeon.verify(pattern).rate for pattern in settled]
-                strengths.append(surgeon.inject(target).strength[0] or None)
-            found[str(width)][convention] = {"size": size, "rate": statistics.fmean(rates), "strength": strengths}
+        states = torch.stack([*path, *[path[-1]] * (101 - len(path))])
+        moved = (states[1:] != states[:-1]).any(2)
+        found["steps"] += int(moved.sum())
+        for name, energy in (("right", memory.lyapunov), ("source", memory.source_energy)):
+            E = energy(states.flatten(0, 1)).reshape(states.shape[:2])
+            found[name]["raised"] += int((moved & (E[1:] > E[:-1] + 1e-9)).sum())
+            found[name]["courses"].append(E.mean(1).tolist())
+    for name in ("right", "source"):
+        found[name]["course"] = [statistics.fmean(values) for values in zip(*found[name].pop("courses"), strict=True)]
     return found
 
 
@@ -117,8 +88,7 @@ def operations(width: int, seeds: list[int], code: str) -> dict[str, Any]:
     for seed in seeds:
         for name in ("inject", "remove", "move", "strengthen", "weaken", "inject at 0.1"):
             memory, settled, target = _landscape(width, seed)
-            surgeon = Surgeon(memory, Protocol(seed))
-            before, keep = memory.W.clone(), list(settled[1:])
+            surgeon, before, keep = Surgeon(memory, Protocol(seed)), memory.W.clone(), list(settled[1:])
             if name == "inject at 0.1":
                 made = surgeon.inject(target, strength=0.1)
             elif name == "inject":
@@ -127,69 +97,52 @@ def operations(width: int, seeds: list[int], code: str) -> dict[str, Any]:
                 made = surgeon.move(settled[0], target, protect=keep)
             else:
                 made = getattr(surgeon, name)(settled[0], protect=keep)
-            row = summary(made) | {"growth": surgeon.diff().growth}
+            row = _summary(made) | {"growth": surgeon.diff().growth}
             if not made.restored:
                 surgeon.undo()
             rows.setdefault(name, []).append(row | {"undone": bool(torch.equal(memory.W, before))})
     return rows
 
 
-def summary(made: Certificate) -> dict[str, Any]:
-    """What the tables need of a certificate."""
+def _summary(made: Certificate) -> dict[str, Any]:
+    """What the tables need of a certificate; a move's `before` is at its source, `after` at its destination."""
     kept = [(b.hits, a.hits) for b, a in zip(made.before.protected, made.after.protected, strict=True)]
     return {
         "achieved": made.achieved,
         "rank": made.rank,
         "norm": made.norm,
-        "before": (made.before.origin or made.before.target).rate
-        if made.operation == "move"
-        else made.before.target.rate,
+        "before": (made.before.origin or made.before.target).rate,
         "after": made.after.target.rate,
-        "origin": None if made.after.origin is None else made.after.origin.rate,
-        "cosine": made.after.target.cosine,
-        "kept": None if not kept else sum(a for _, a in kept) / max(1, sum(b for b, _ in kept)),
+        "kept": sum(a for _, a in kept) / max(1, sum(b for b, _ in kept)) if kept else None,
         "moved": made.moved,
         "drift": made.drift,
-        "support": (made.before.support, made.after.support),
         "measures": {name: (value, made.after.measures[name]) for name, value in made.before.measures.items()},
     }
 
 
-def rules(layer: int, rule: Rule, prompts: int, protect: bool, code: str) -> list[dict[str, Any]]:
-    """A prompt's last token is made to raise a word, in an MLP of the bundled model; other prompts are looked at."""
-    lm, rows = _bundled(), []
-    for prompt, token in zip(PROMPTS[:prompts], TOKENS, strict=False):
-        memory = Transformer(lm, "mlp", layer, rule=rule, prompt=prompt)
-        memory.watch = memory.token_id(token)
-        cue = memory.cue(prompt)
-        others = torch.stack([memory.cue(other) for other in OTHERS])
-        there = memory.recall(others)
-        keep = [Association(*pair) for pair in zip(others, there, strict=True)] if protect else []
-        surgeon = Surgeon(memory)
-        made = surgeon.inject(Association(cue, memory.raising(cue, token)), protect=keep)
-        now = memory.recall(others)
-        rows.append(summary(made) | {"others": float(((now - there).norm(dim=1) / there.norm(dim=1)).max())})
-        if not made.restored:
-            surgeon.undo()
-    return rows
+def language_model(kind: Kind, rule: Rule, layer: int, count: int, code: str) -> list[dict[str, Any]]:
+    """Matrices of the bundled model: an MLP is made to raise a word after each of some prompts, while others are
+    protected; each of some heads to write what it writes elsewhere (ov), or to look at one position (qk)."""
+    from hsae.loading import load_lm
 
-
-def heads(kind: Kind, layer: int, count: int, code: str) -> list[dict[str, Any]]:
-    """Heads of the bundled model: what a head writes at a prompt's last token, or where it looks from there."""
-    lm, rows = _bundled(), []
-    for head in range(count):
-        memory = Transformer(lm, kind, layer, head, "rome", PROMPTS[0])
-        cue = memory.cue(PROMPTS[0])
-        if kind == "qk":
+    lm, rows = load_lm("bundled", "cpu"), []
+    for i in range(count):
+        prompt, head = (PROMPTS[i], 0) if kind == "mlp" else (PROMPTS[0], i)
+        memory, keep = Transformer(lm, kind, layer, head, rule, prompt), list[Association]()
+        cue, value = memory.cue(prompt), memory.recalled(PROMPTS[1]).value
+        if kind == "mlp":
+            memory.watch, value = memory.token_id(TOKENS[i]), memory.raising(cue, TOKENS[i])
+            keep = [memory.recalled(other) for other in OTHERS]
+        elif kind == "qk":
             # The position whose key is longest: one inside the others' hull no query can single out.
-            keys = torch.stack([memory.key(i) for i in range(len(memory.ids(PROMPTS[0])))])
-            memory.watch = int(keys.norm(dim=1).argmax())
-            value = memory.key(memory.watch)
-        else:
-            value = memory.recall(memory.cue(PROMPTS[1])[None])[0]
+            keys = [memory.key(position) for position in range(len(memory.ids(prompt)))]
+            memory.watch, value = max(enumerate(keys), key=lambda each: float(each[1].norm()))
         surgeon = Surgeon(memory)
-        rows.append(summary(surgeon.inject(Association(cue, value))) | {"head": head})
-        if surgeon.certificates:
+        made = surgeon.inject(Association(cue, value), protect=keep)
+        now = [memory.recall(each.cue[None])[0] for each in keep]
+        moved = [float((new - each.value).norm() / each.value.norm()) for new, each in zip(now, keep, strict=True)]
+        rows.append(_summary(made) | {"others": max(moved, default=None)})
+        if not made.restored:
             surgeon.undo()
     return rows
 
@@ -200,10 +153,3 @@ def saes(scale: str, seed: int, code: str) -> dict[str, Any]:
 
     text, numbers = study(SurgeryConfig(scale="tiny" if scale == "tiny" else "small", seed=seed))
     return {"text": text, "numbers": numbers}
-
-
-@lru_cache(maxsize=1)
-def _bundled() -> LM:
-    from hsae.loading import load_lm
-
-    return load_lm("bundled", "cpu")

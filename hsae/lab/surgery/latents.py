@@ -44,20 +44,16 @@ def empty(sae: SAE) -> Bool[Tensor, "latent"]:
 
 
 def removed(sae: SAE, latents: Sequence[int]) -> SAE:
-    """Silence latents for ever. Rows and bias are 0, so is the drive, and no variant's code is above 0 at a drive of 0.
-
-    Not a bias of -∞, which no file of weights would survive. A TopK latent may still be among the k of a token that
-    drives fewer than k latents; its code there is 0.
-    """
+    """Silence latents for ever: rows and bias are 0, so is the drive, and no variant's code is above 0 at a drive of 0.
+    (No file of weights would survive a bias of -∞.)"""
     return with_rows(sae, latents, {"W_enc": 0.0, "b_enc": 0.0, "W_dec": 0.0})
 
 
 def weighted(sae: SAE, latents: Sequence[int], factor: float) -> SAE:
     """Multiply what latents add to the reconstruction, on the tokens that they fire on already.
 
-    Untied: the decoder's rows times the factor; codes do not change. Tied: one row does both, so row, bias and own
-    parameters are multiplied by √factor, and the code as well. (Where a tied SAE's latents compete for k places, some
-    tokens change hands.)
+    Untied: the decoder's rows times the factor; codes do not change. Tied: row, bias, own parameters and code times
+    √factor. (Where a tied SAE's latents compete for k places, some tokens change hands.)
     """
     some = list(latents)
     if sae.W_dec is not sae.W_enc:
@@ -83,16 +79,11 @@ def turned(sae: SAE, latent: int, direction: Float[Tensor, "width"]) -> SAE:
 
 
 def without_directions(sae: SAE, latents: Sequence[int]) -> SAE:
-    """Remove latents, and what they stand for from all others: W - (W T)Tᵀ, T an orthonormal base of their directions.
-
-    So no latent sees or writes those directions (for one t̂: W t̂ = 0, an anti-Hebbian outer product).
-    """
+    """Remove latents, and their directions from all others: W - (W T)Tᵀ, T an orthonormal base. Then W T = 0."""
     gone = removed(sae, latents)
     base = torch.linalg.qr(sae.W_dec[list(latents)].double().T).Q
-    blind = {
-        n: (t - (t @ base) @ base.T).to(gone.W_dec) for n in ("W_enc", "W_dec") for t in [getattr(gone, n).double()]
-    }
-    return with_tensors(gone, blind)
+    matrices = {"W_enc": gone.W_enc.double(), "W_dec": gone.W_dec.double()}
+    return with_tensors(gone, {name: (W - (W @ base) @ base.T).to(sae.W_dec) for name, W in matrices.items()})
 
 
 def inverse(before: SAE, after: SAE) -> dict[str, Tensor]:

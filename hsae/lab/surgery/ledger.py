@@ -1,21 +1,18 @@
-"""Edits on disk: a matrix's file with what an edit replaced, so that undoing gives the old bytes; a model's edit as
-factors, to be applied and taken back.
+"""Edits on disk, each with what it replaced, so that it can be taken back.
 
-Layout of an edited file: the safetensors file as it was, with the new matrix in its place; the old one appended under
-`KEY@before`; the metadata `hsae.surgery` holds the certificate and the old header.
+An edited file: the tensors that were there, the new matrix in its place; what the first edit replaced as `KEY@before1`,
+the second as `KEY@before2`, and so on; in the metadata `hsae.surgery` each edit's key and certificate. An edit of a
+language model is such a file of one matrix, W; the metadata `hsae.surgery.model` says where in the model that is.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -23,11 +20,65 @@ from torch import Tensor
 from hsae.errors import UserError, choices
 from hsae.files import replacing
 from hsae.lab.surgery.certificate import Certificate
-from hsae.lab.surgery.transformer import Kind, Transformer
+from hsae.lab.surgery.transformer import Transformer
 from hsae.lm import LM
 from hsae.plain import finite
 
-NOTE = "hsae.surgery"
+NOTE, MODEL, BEFORE = "hsae.surgery", "hsae.surgery.model", "@before"
+
+
+@dataclass
+class Ledger:
+    """A safetensors file: its tensors, its own metadata, and the edits that led to it, the last of which `undo` takes
+    back: tensors bit for bit, and the metadata."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    edits: list[dict[str, Any]]
+
+    @classmethod
+    def open(cls, path: Path) -> Ledger:
+        """Read a file.
+
+        Raises:
+            UserError: there is none, or it is no safetensors file.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
+        return cls(tensors, metadata, json.loads(metadata.pop(NOTE, "[]")))
+
+    def edit(self, key: str, new: Tensor, certificate: Certificate) -> None:
+        """Put an edited tensor in the place of another, which is kept."""
+        self.edits.append({"key": key, "certificate": finite(asdict(certificate))})
+        self.tensors |= {f"{key}{BEFORE}{len(self.edits)}": self.tensors[key], key: new}
+
+    def undo(self) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Take the last edit back: the edited tensor, what it replaced, and the certificate."""
+        count, edit = len(self.edits), self.edits.pop()
+        key = edit["key"]
+        edited, old = self.tensors[key], self.tensors.pop(f"{key}{BEFORE}{count}")
+        self.tensors[key] = old
+        return edited, old, edit["certificate"]
+
+    def save(self, path: Path) -> None:
+        """Write the file aside and rename it.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        metadata = self.metadata | ({NOTE: json.dumps(self.edits)} if self.edits else {})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as aside:
+                aside.write_bytes(save(self.tensors, metadata or None))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def read_tensor(place: str, dims: int) -> tuple[Path, str, Tensor]:
@@ -43,120 +94,32 @@ def read_tensor(place: str, dims: int) -> tuple[Path, str, Tensor]:
     path, key = Path(place), ""
     if not path.exists() and ":" in place:
         path, key = Path(place.rpartition(":")[0]), place.rpartition(":")[2]
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {k: list(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
-            there = [k for k, shape in shapes.items() if len(shape) == dims and not k.endswith("@before")]
-            if key and key not in shapes:
-                raise UserError(f"{path}: no tensor {key!r}; {choices(key, there)}")
-            if not key and len(there) != 1:
-                raise UserError(f"{path}: say which of its tensors, as {path}:KEY; {choices(key, there)}")
-            key = key or there[0]
-            if len(shapes[key]) != dims:
-                raise UserError(f"{path}: {key} has the shape {shapes[key]}; {dims} axes are wanted")
-            return path, key, file.get_tensor(key)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
+    tensors = Ledger.open(path).tensors
+    there = [k for k, tensor in tensors.items() if tensor.ndim == dims and BEFORE not in k]
+    if key and key not in tensors:
+        raise UserError(f"{path}: no tensor {key!r}; {choices(key, there)}")
+    if not key and len(there) != 1:
+        raise UserError(f"{path}: say which of its tensors, as {path}:KEY; {choices(key, there)}")
+    key = key or there[0]
+    if tensors[key].ndim != dims:
+        raise UserError(f"{path}: {key} has the shape {list(tensors[key].shape)}; {dims} axes are wanted")
+    return path, key, tensors[key]
 
 
-def with_edit(raw: bytes, key: str, new: Tensor, certificate: Certificate) -> bytes:
-    """A safetensors file's bytes after an edit of one of its tensors."""
-    head, data = _split(raw)
-    header = json.loads(head)
-    begin, end = header[key]["data_offsets"]
-    bits = new.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    assert len(bits) == end - begin, "another type or shape"
-    note = {"key": key, "certificate": finite(asdict(certificate)), "header": base64.b64encode(head).decode()}
-    # An edit of an edited file: what that one kept has a name of its own.
-    while (name := f"{key}@before") in header:
-        key = name
-    header[name] = header[note["key"]] | {"data_offsets": [len(data), len(data) + len(bits)]}
-    header["__metadata__"] = {**header.get("__metadata__", {}), NOTE: json.dumps(note)}
-    return _joined(json.dumps(header).encode(), data[:begin] + bits + data[end:] + data[begin:end])
-
-
-def without_edit(raw: bytes) -> tuple[bytes, dict[str, Any]] | None:
-    """The bytes before the last edit, and what was noted of it; None where there is none."""
-    head, data = _split(raw)
-    kept = json.loads(head).get("__metadata__", {}).get(NOTE)
-    if kept is None:
-        return None
-    note = json.loads(kept)
-    old = base64.b64decode(note["header"])
-    begin, end = json.loads(old)[note["key"]]["data_offsets"]
-    whole = len(data) - (end - begin)
-    return len(old).to_bytes(8, "little") + old + data[:begin] + data[whole:] + data[end:whole], note
-
-
-def write_bytes(path: Path, raw: bytes) -> None:
-    """Write a file aside and rename it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as aside:
-            aside.write_bytes(raw)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def save_edit(path: Path, memory: Transformer, before: Float[Tensor, "out in"], certificate: Certificate) -> None:
-    """Write what an edit did to a language model: the factors of ΔW, where they belong, the certificate.
-
-    Args:
-        path: a .safetensors file.
-        memory: after the edit.
-        before: its matrix before.
-        certificate: of the edit.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    left, size, right = torch.linalg.svd(memory.W.double() - before.double(), full_matrices=False)
-    rank = certificate.rank
-    factors = {"left": (left[:, :rank] * size[:rank]).contiguous(), "right": right[:rank].contiguous()}
-    where = {"kind": memory.kind, "layer": memory.layer, "head": memory.head, "model": memory.lm.name}
-    note = json.dumps({"where": where, "certificate": finite(asdict(certificate))})
-    write_bytes(path, save(factors, {NOTE: note}))
-
-
-def apply_edit(lm: LM, path: str | Path) -> Callable[[], None]:
-    """Edit a language model as `save_edit` wrote it. Call what is returned to take the edit back, bit for bit.
+def apply_edit(lm: LM, path: str | Path) -> Callable[[], Tensor]:
+    """Edit a language model as a file says that the command line wrote. Call what is returned to take the edit back,
+    bit for bit.
 
     Raises:
         UserError: not such a file, or not for a model of this shape.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            where = json.loads((file.metadata() or {})[NOTE])["where"]
-            change = file.get_tensor("left") @ file.get_tensor("right")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{path}: not an edit of a language model ({error})") from None
-    kind: Kind = where["kind"]
-    W = Transformer(lm, kind, where["layer"], where["head"]).W
-    if W.shape != change.shape:
-        raise UserError(f"{path}: an edit of {where['model']}, {list(change.shape)}; {lm.name} has {list(W.shape)}")
+    ledger = Ledger.open(Path(path))
+    if MODEL not in ledger.metadata:
+        raise UserError(f"{path}: not an edit of a language model")
+    W = Transformer(lm, **json.loads(ledger.metadata[MODEL])).W
+    edited, old, _ = ledger.undo()
+    if W.shape != old.shape:
+        raise UserError(f"{path}: an edit of a matrix of {list(old.shape)}; that of {lm.name} is {list(W.shape)}")
     before = W.clone()
-    W.copy_((W.double() + change.to(W.device)).to(W.dtype))
-
-    def undo() -> None:
-        W.copy_(before)
-
-    return undo
-
-
-def _split(raw: bytes) -> tuple[bytes, bytes]:
-    length = int.from_bytes(raw[:8], "little")
-    return raw[8 : 8 + length], raw[8 + length :]
-
-
-def _joined(head: bytes, data: bytes) -> bytes:
-    """Header and tensors; the tensors begin at a multiple of 8 bytes, as in the files that safetensors writes."""
-    head += b" " * (-len(head) % 8)
-    return len(head).to_bytes(8, "little") + head + data
+    W.copy_((W.double() + (edited.double() - old.double()).to(W.device)).to(W.dtype))
+    return lambda: W.copy_(before)

@@ -5,59 +5,48 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.text import Text
 
 from hsae.errors import UserError
-from hsae.figures import NONE, figure, percent
+from hsae.figures import figure, percent
 from hsae.inspect.ink import Ink, keyword_line
 from hsae.inspect.tables import open_table
 from hsae.inspect.tokens import visible
 from hsae.lab.surgery import SurgeryConfig
-from hsae.lab.surgery.case import latents_of, named_case, open_case
-from hsae.lab.surgery.certificate import Protocol, Verdict
+from hsae.lab.surgery.certificate import Verdict
+from hsae.lab.surgery.edits import open_case, other_case, protocol_of
 from hsae.lab.surgery.latents import per_latent
-from hsae.lab.surgery.outcome import changes, pooled
+from hsae.lab.surgery.outcome import changes
 from hsae.lab.surgery.sae import DYNAMICS
 from hsae.lab.surgery.show import came_back
 from hsae.lab.surgery.surgeon import Surgeon
 from hsae.lists import named
 from hsae.plain import finite
-from hsae.progress import say
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-METRICS = {"evr_pooled": "EVR, pooled", "evr": "EVR, mean", "mse": "MSE", "l0": "L0", "dead": "dead latents"}
+METRICS = {"evr_pooled": "EVR, pooled", "evr": "EVR, mean", "mse": "MSE", "l0": "L0", "dictionary": "latents that fire"}
 STARTS, SHOWN = 200, 8
 """starts of a survey, and basins shown"""
 
 
-def protocol_of(settings: SurgeryConfig) -> Protocol:
-    """How to verify. On a run, `seed` is the SAE's, and the noise is always the same."""
-    return Protocol(0, settings.trials, settings.threshold, settings.noise, settings.convention)
-
-
 def verify(settings: SurgeryConfig, console: Console) -> None:
     """Print whether latents come back from noise. Raises as `runs.operate`, and so do the others here."""
-    case, table = open_case(settings.run, settings.setup, settings.seed), open_table(("latent", True))
-    if not (latents := latents_of(settings, case)):
+    case = open_case(settings.run, settings.setup, settings.seed)
+    if not (latents := case.latents(settings.latent)):
         raise UserError("lab surgery: say which latents to verify: --latent 27,30-35")
-    found: list[dict[str, Any]] = [{"latent": latent} for latent in latents]
-    for dynamics in DYNAMICS:
-        table.add_column(f"{dynamics}: back from noise")
-        memory = case.memory(case.sae, dynamics=dynamics)
-        for each in found:
-            each[dynamics] = pooled(memory, case.sae.W_dec[[each["latent"]]], protocol_of(settings))
-    for each in found:
-        table.add_row(str(each["latent"]), *(came_back(each[dynamics]) for dynamics in DYNAMICS))
-    if settings.json:
-        as_json([{**each, **{d: asdict(each[d]) for d in DYNAMICS}} for each in found], console)
-    else:
-        console.print(Text(visible(case.words), style="bold"), table, sep="\n")
+    found, table = [], open_table(("latent", True), ("reading", False), ("back from noise", True))
+    for latent in latents:
+        for dynamics in DYNAMICS:
+            surgeon = Surgeon(case.memory(case.sae, dynamics=dynamics), protocol_of(settings))
+            verdict = surgeon.verify(case.sae.W_dec[latent])
+            found.append({"latent": latent, "dynamics": dynamics, **asdict(verdict)})
+            table.add_row(str(latent), dynamics, came_back(verdict))
+    tell(settings, found, console, Text(visible(case.words), style="bold"), table)
 
 
 def survey(settings: SurgeryConfig, console: Console) -> None:
@@ -67,88 +56,64 @@ def survey(settings: SurgeryConfig, console: Console) -> None:
     parts: list[RenderableType] = [Text(visible(case.words), style="bold")]
     for dynamics in DYNAMICS:
         basins = Surgeon(case.memory(case.sae, dynamics=dynamics), protocol_of(settings)).survey(STARTS)
+        cosine, latent = (torch.nn.functional.normalize(basins.patterns, dim=1) @ unit.T).max(1)
+        rows = list(zip(basins.population, basins.energy, latent.tolist(), cosine.tolist(), strict=True))
+        found += [{"dynamics": dynamics, "population": p, "energy": e, "latent": i, "cosine": c} for p, e, i, c in rows]
         table = open_table(("starts", True), ("energy", True), ("nearest latent", True), ("cosine", True))
-        for pattern, population, energy in zip(basins.patterns, basins.population, basins.energy, strict=True):
-            cosine, latent = (unit @ (pattern / pattern.norm())).max(0)
-            near = {"latent": int(latent), "cosine": float(cosine)}
-            found.append({"dynamics": dynamics, "population": population, "energy": energy, **near})
-            if table.row_count < SHOWN:
-                table.add_row(str(population), figure(energy), str(near["latent"]), f"{near['cosine']:.3f}")
-        count = len(basins.population)
-        more = f"; the {SHOWN} largest" if count > SHOWN else ""
-        words = f"{STARTS} starts, {count} basin{'s' * (count != 1)}, {basins.empty} lead to nothing{more}"
-        parts += [Text(f"{dynamics}: {words}"), table]
-    if settings.json:
-        as_json(found, console)
-    else:
-        console.print(*parts, sep="\n")
+        for population, energy, near, closeness in rows[:SHOWN]:
+            table.add_row(str(population), figure(energy), str(near), f"{closeness:.3f}")
+        words = f"{dynamics}: {STARTS} starts, {len(rows)} basins, {basins.empty} lead to nothing; the largest"
+        parts += [Text(words), table]
+    tell(settings, found, console, *parts)
 
 
 def diff(settings: SurgeryConfig, console: Console) -> None:
     """Print which latents of two SAEs differ, and by how much."""
     if not settings.to_run:
         raise UserError("lab surgery: say which run to compare with: --to-run RUN")
-    one, other = open_case(settings.run, settings.setup, settings.seed), named_case(settings.to_run)
+    one, other = open_case(settings.run, settings.setup, settings.seed), other_case(settings.to_run)
     old, new = per_latent(one.sae), per_latent(other.sae)
     if {n: t.shape for n, t in old.items()} != {n: t.shape for n, t in new.items()}:
         raise UserError(f"{one.words} and {other.words} have different tensors; `hsae compare` matches their latents")
     differ = torch.stack([(old[n] != new[n]).reshape(len(old[n]), -1).any(1) for n in old]).any(0)
     latents, found = differ.nonzero().flatten().tolist(), changes(one.sae, other.sae)
+    document = {"before": one.words, "after": other.words, "latents": latents, "tensors": found}
+    words = Text(f"different: {named(latents)}" if latents else "no latent differs")
+    head = Text(visible(f"{one.words} → {other.words}"), style="bold")
+    tell(settings, document, console, head, *_changes(found), words)
+
+
+def tell(settings: SurgeryConfig, document: Any, console: Console, *parts: RenderableType) -> None:
+    """Print one JSON document, or its parts for a reader."""
     if settings.json:
-        as_json({"before": one.words, "after": other.words, "latents": latents, "tensors": found}, console)
-        return
-    console.print(Text(visible(f"{one.words} → {other.words}"), style="bold"))
-    for line in _changes(found):
-        console.print(line)
-    console.print(f"different: {named(latents)}" if latents else "no latent differs")
+        console.file.write(json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
+    else:
+        console.print(*parts, sep="\n")
 
 
-def show(settings: SurgeryConfig, report: dict[str, Any], target: Path, console: Console) -> None:
-    """Print what an edit did, or that it is there already."""
-    if settings.json:
-        as_json({"name": target.name, **report}, console)
-        return
-    parent, there = report["parent"], "is there already, " if report.get("there") else ""
-    of = f"{parent['setup']}, seed {parent['seed']}, of run {parent['run']}"
-    console.print(Text(visible(f"{target}: {there}{of}, with {report['words']}"), style="bold"))
-    for part in _drawn(report, console):
-        console.print(part)
-    say(console, f"next: hsae compare {parent['run']}:{parent['setup']}:{parent['seed']} {target.name}")
-    say(console, f"undo: hsae lab surgery undo --run {target.name}")
-
-
-def as_json(document: Any, console: Console) -> None:
-    """Print one JSON document."""
-    console.file.write(json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
-
-
-def _drawn(report: dict[str, Any], console: Console) -> Iterator[RenderableType]:
+def drawn(report: dict[str, Any], console: Console) -> Iterator[RenderableType]:
+    """What an edit did, for a reader."""
     table = open_table(("", False), ("before", True), ("after", True), ("change", True))
-    measured, loss, notes = report["metrics"], report["language_model"], []
-    if measured:
-        for key, words in METRICS.items():
-            old, new = measured["before"][key], measured["after"][key]
-            form = "{:,.0f}" if key == "dead" else "{:.5g}"
-            table.add_row(words, form.format(old), form.format(new), f"{new - old:+,.2g}")
-        notes.append(f"Over {measured['tokens']:,} held-out tokens, MSE in units of training.")
-    if loss:
-        change = f"{loss['after'] - loss['before']:+.2g}"
-        table.add_row("cross-entropy, spliced in", f"{loss['before']:.5f}", f"{loss['after']:.5f}", change)
-        notes.append(f"Cross-entropy in nats a token; {loss['clean']:.5f} without an SAE.")
+    old, new, loss = report["metrics"]["before"], report["metrics"]["after"], report["language_model"]
+    rows = [(words, old[key], new[key]) for key, words in METRICS.items()]
+    said = "Over the held-out tokens, MSE in units of training. "
+    if "missing" in loss:
+        said += f"The language model's loss was not measured: {loss['missing']}. "
+    else:
+        rows.append(("cross-entropy, spliced in", loss["before"], loss["after"]))
+        said += f"Cross-entropy in nats a token; {loss['clean']:.5f} without an SAE. "
+    for words, before, after in rows:
+        table.add_row(words, f"{before:.6g}", f"{after:.6g}", f"{after - before:+.2g}")
     for each in report["verified"]:
-        before, after = (Verdict(**each[when]) for when in ("before", "after"))
-        count = f"{each['patterns']} " if each["what"] == "other latents" else ""
+        before, after = Verdict(**each["before"]), Verdict(**each["after"])
         change = f"{100 * (after.rate - before.rate):+.3g}%"
-        table.add_row(f"{each['dynamics']}: {count}{each['what']}", came_back(before), came_back(after), change)
-    noise = percent(report["protocol"]["noise"])
-    notes.append(f"softmax, sphere: noisy starts ({noise} of the norm) that come back, by both readings as a memory.")
+        table.add_row(f"noisy: {each['what']}", came_back(before), came_back(after), change)
+    said += f"noisy: starts {percent(report['protocol']['noise'])} of the norm away that come back, softmax reading."
     yield table
-    yield Text(" ".join(notes), style="dim")
+    yield Text(visible(said), style="dim")
     yield from _changes(report["changes"])
     for each in report["contexts"]:
         yield from _contexts(each, console)
-    for note in report["notes"]:
-        yield Text(visible(f"note: {note}"), style="yellow")
 
 
 def _changes(found: dict[str, Any]) -> Iterator[Text]:
@@ -159,8 +124,6 @@ def _changes(found: dict[str, Any]) -> Iterator[Text]:
 
 def _contexts(found: dict[str, Any], console: Console) -> Iterator[Text]:
     yield Text.assemble((f"\nTop contexts of {found['of']}", "bold"), (f"  fires on {percent(found['rate'])}", "dim"))
-    near = ", ".join(f"{latent} ({cosine:.2f})" for latent, cosine in found["near"])
-    yield Text(f"latents nearest to it: {near or NONE}", style="dim")
     if not found["contexts"]:
         yield Text("It never fires on this store.")
         return
@@ -171,9 +134,4 @@ def _contexts(found: dict[str, Any], console: Console) -> Iterator[Text]:
         context = keyword_line(c["text"], strengths, c["peak"], room // 2, room - room // 2, Ink.of(console))
         context.pad_right(room - context.cell_len)
         yield line.append_text(context).append("  " + ", ".join(map(str, c["others"])), "dim")
-    newly = sum(c["newly"] for c in found["contexts"]) or "none"
-    yield Text(
-        f"Latent {found['latent']} there, before → after; behind the text the others that fire most there now. "
-        f"Others that did not fire there before: {newly}.",
-        style="dim",
-    )
+    yield Text(f"latent {found['latent']} there, before → after; the others that fire most there now", style="dim")

@@ -24,18 +24,13 @@ class Association:
     value: Float[Tensor, " value"]
 
     @classmethod
-    def of(cls, pattern: Float[Tensor, " width"]) -> Association:
-        """A pattern that recalls itself."""
-        return cls(pattern, pattern)
+    def of(cls, target: Target) -> Association:
+        """A pattern as one that recalls itself; an association as it is."""
+        return target if isinstance(target, Association) else cls(target, target)
 
 
 Target = Association | Tensor
 """what is operated on: an association, or the pattern of an auto-associative memory"""
-
-
-def association(target: Target) -> Association:
-    """A pattern as an association."""
-    return target if isinstance(target, Association) else Association.of(target)
 
 
 @dataclass(frozen=True)
@@ -45,8 +40,7 @@ class Change:
     Attributes:
         left: [rows of the matrix].
         right: [columns of the matrix]; projected off what protected associations read.
-        exact: its own size is the right one (overwriting, the delta rule); otherwise only its direction counts, and a
-            strength says how much of it.
+        exact: its own size is the right one (overwriting, the delta rule); otherwise a strength says how much of it.
         others: what is added to other weights at the same time, by name; scaled as the outer product is.
     """
 
@@ -75,7 +69,7 @@ class Memory(ABC):
         """The present weights by name, as the memory uses them (not copies); all that an edit may change."""
 
     def assign(self, weights: Mapping[str, Tensor]) -> None:
-        """Set weights bit for bit; in place unless overridden."""
+        """Set weights in place, bit for bit."""
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 tensor.copy_(weights[name])
@@ -105,12 +99,8 @@ class Memory(ABC):
         return what.cue
 
     def support(self, what: Association) -> float:
-        """How much the matrix itself holds an association; linear in the matrix where it can be.
-
-        Here valueᵀ W reads(what) / ‖value‖², 1 where the matrix gives the value itself.
-        """
-        W = self.weights[self.matrix].double()
-        value = what.value.double()
+        """How much the matrix itself holds of an association: valueᵀ W reads / ‖value‖², 1 where W gives the value."""
+        W, value = self.weights[self.matrix].double(), what.value.double()
         return float(value @ (W @ self.reads(what).double()) / value.square().sum().clamp_min(1e-30))
 
     def starts(self, count: int, generator: torch.Generator) -> Float[Tensor, "start cue"]:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hsae import origin
+from hsae.errors import UserError
 from hsae.evaluate import EvaluateConfig
-from hsae.evidence import Subject, open_index, open_subject
+from hsae.evidence import open_index
 from hsae.inspect.tokens import Pieces
-from hsae.interpret.score import wilson
-from hsae.lab.surgery.case import BLOCK, Case
-from hsae.lab.surgery.certificate import Protocol, Verdict
+from hsae.intervals import wilson
+from hsae.lab.surgery.certificate import Protocol, Verdict, difference
+from hsae.lab.surgery.edits import BLOCK, Case, Edit
 from hsae.lab.surgery.latents import empty, per_latent
-from hsae.lab.surgery.sae import DYNAMICS, SAEMemory
-from hsae.lab.surgery.surgeon import Surgeon, difference
+from hsae.lab.surgery.sae import SAEMemory
+from hsae.lab.surgery.surgeon import Surgeon
 from hsae.metrics import score
+from hsae.record import Row
 from hsae.sae import SAE
 from hsae.splice import measure
 from hsae.store import Store
@@ -29,7 +29,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OTHERS, SHOWN, CONTEXTS, NEAR = 32, 3, 4, 4
-"""other latents verified; latents whose contexts are looked at, how many of each, and how many others by each"""
+"""other latents verified; latents whose contexts are looked at, how many of each, and others that fire there"""
+
+
+def measured(case: Case, edit: Edit, protocol: Protocol, console: Console | None) -> dict[str, Any]:
+    """All that is measured of an edit, as plain data. `console`: where to show progress."""
+    return {
+        "changes": changes(case.sae, edit.after),
+        "verified": _verified(case, edit, protocol),
+        "metrics": {"before": _metrics(case, case.sae), "after": _metrics(case, edit.after)},
+        "language_model": _spliced(case, edit.after),
+        "contexts": _contexts(case, edit, console),
+    }
 
 
 def changes(before: SAE, after: SAE) -> dict[str, dict[str, Any]]:
@@ -42,24 +53,16 @@ def changes(before: SAE, after: SAE) -> dict[str, dict[str, Any]]:
     return found
 
 
-def verified(
-    case: Case, after: SAE, latents: Sequence[int], patterns: Mapping[str, Tensor], protocol: Protocol
-) -> list[dict[str, Any]]:
-    """Whether patterns, [pattern, width] by what they are, and other latents in use come back from noise, by both
-    readings, before and after."""
-    used = case.firings()
-    used = case.sae.W_dec.norm(dim=1) if used is None else used.masked_fill(empty(case.sae), 0)
-    order = [i for i in used.argsort(descending=True, stable=True).tolist() if used[i] > 0 and i not in latents]
-    found = []
-    for dynamics in DYNAMICS:
-        memories = [case.memory(sae, dynamics=dynamics) for sae in (case.sae, after)]
-        # One reading is enough for those: on the sphere hardly any row is a basin to begin with.
-        others = {"other latents": case.sae.W_dec[order[:OTHERS]]} if dynamics == "softmax" else {}
-        for what, rows in {**patterns, **others}.items():
-            verdicts = [asdict(pooled(memory, rows, protocol)) for memory in memories]
-            energy = [float(memory.energy(rows).mean()) for memory in memories]
-            said = {"what": what, "patterns": len(rows), "dynamics": dynamics, "energy": energy}
-            found.append({**said, "before": verdicts[0], "after": verdicts[1]})
+def _verified(case: Case, edit: Edit, protocol: Protocol) -> list[dict[str, Any]]:
+    """Whether what was edited, and other latents in use, come back from noise, before and after (softmax reading: on
+    the sphere hardly any row is a basin to begin with)."""
+    order = case.firings.masked_fill(empty(case.sae), 0).argsort(descending=True, stable=True).tolist()
+    others = [latent for latent in order if case.firings[latent] > 0 and latent not in edit.what["latents"]][:OTHERS]
+    memories, found = [case.memory(sae) for sae in (case.sae, edit.after)], []
+    for what, rows in {**edit.patterns, f"{len(others)} other latents": case.sae.W_dec[others]}.items():
+        before, after = (asdict(pooled(memory, rows, protocol)) for memory in memories)
+        energy = [float(memory.energy(rows).mean()) for memory in memories]
+        found.append({"what": what, "before": before, "after": after, "energy": energy})
     return found
 
 
@@ -71,63 +74,44 @@ def pooled(memory: SAEMemory, patterns: Float[Tensor, "pattern width"], protocol
     return Verdict(hits, trials, *wilson(hits, trials), cosine=sum(v.cosine for v in each) / max(len(each), 1))
 
 
-def metrics(case: Case, sae: SAE) -> dict[str, Any]:
-    """As `hsae train` measures them, in the units of training. `dead`: latents silent on all held-out tokens."""
-    assert case.held is not None
+def _metrics(case: Case, sae: SAE) -> dict[str, Any]:
+    """The columns of a `Row` that `hsae train` measures on held-out tokens, in the units of training."""
     found, scale = asdict(score(sae, case.held, BLOCK)), case.run.result.scale
     # The error is at the store's scale, and the code at that of the SAE's drive.
-    own = {"mse": found["mse"] * scale**2, "l1": found["l1"] * scale / sae.scale}
-    return {**found, **own, "dead": sae.latents - found["dictionary"]}
+    found |= {"mse": found["mse"] * scale**2, "l1": found["l1"] * scale / sae.scale}
+    return {field.name: found[field.name] for field in fields(Row) if field.name in found}
 
 
-def spliced(case: Case, after: SAE) -> dict[str, Any]:
-    """Cross-entropy of the language model on the store's last sequences, nats a token: clean, and spliced in.
-
-    Raises:
-        UserError: the model cannot be loaded, or is not the store's.
-    """
-    assert case.store is not None
-    store, (hook, record) = case.store, case.store.hook(case.run.result.hook)
-    lm = origin.load(store, device="cpu")
+def _spliced(case: Case, after: SAE) -> dict[str, Any]:
+    """Cross-entropy of the language model on the store's last sequences, nats a token: clean, before and after; or
+    under `missing` why it was not measured: the model cannot be loaded, or is not the store's."""
+    store, hook, record = Store(case.subject.folder), case.subject.hook, case.subject.hook_record
     first = max(0, store.manifest.sequences - -(-EvaluateConfig().tokens // store.manifest.context))
-    origin.check(lm, store, hook, next(store.chunks(hook, 4, first)))
+    try:
+        lm = origin.load(store, device="cpu")
+        origin.check(lm, store, hook, next(store.chunks(hook, 4, first)))
+    except UserError as error:
+        return {"missing": str(error)}
     pad = store.manifest.tokenizer.get("pad") if record.excluded.get("padding") else None
     losses = measure(lm, hook, store.chunks(hook, 4, first), {"before": case.sae, "after": after}, pad)
     replaced = {name: loss.cross_entropy for name, loss in losses.replaced.items()}
     return {"tokens": losses.tokens, "clean": losses.clean.cross_entropy, **replaced}
 
 
-def contexts(
-    case: Case, after: SAE, latents: Sequence[int], source: tuple[Subject, int] | None, console: Console | None
-) -> list[dict[str, Any]]:
-    """The strongest contexts in the store of the latents that were edited, and of the one whose direction was written.
-
-    Args:
-        case, after: the SAE before and after.
-        latents: those that were edited.
-        source: the latent whose direction was written, and its SAE.
-        console: where to show the building of an index.
-
-    Returns:
-        of each, which latents are nearest to it, and in each context the edited latent before and after, and which
-        others fire there now.
-    """
-    own = open_subject(str(case.run.folder), case.row.setup, case.row.seed)
-    found = []
-    asked = [(own, latent, latent) for latent in latents[:SHOWN]] + ([(*source, latents[0])] if source else [])
-    for subject, of, latent in asked:
-        evidence, pieces = open_index(subject, console).latent(of), Pieces(subject.tokenizer)
-        store, places = Store(subject.folder), []
+def _contexts(case: Case, edit: Edit, console: Console | None) -> list[dict[str, Any]]:
+    """The strongest contexts in the store of the latents that were edited, and of the one whose direction was written:
+    in each the edited latent before and after, and which others fire there most now."""
+    found, asked = [], [(case, latent, latent) for latent in edit.what["latents"][:SHOWN]]
+    for of, shown, latent in [*asked, *([(*edit.source, edit.what["latents"][0])] if edit.source else [])]:
+        evidence, pieces = open_index(of.subject, console).latent(shown), Pieces(of.subject.tokenizer)
+        store, places = Store(of.subject.folder), []
         for context in evidence.top[:CONTEXTS]:
-            chunk = next(store.chunks(subject.hook, 1, context.sequence, context.sequence + 1))
-            x = chunk.activations[0, context.position][None]
-            old, new = case.sae.encode(x)[0], after.encode(x)[0]
-            firing = torch.arange(len(new)) != latent
-            order = (new * firing).argsort(descending=True)[: min(NEAR, int(((new > 0) & firing).sum()))]
+            chunk = next(store.chunks(of.subject.hook, 1, context.sequence, context.sequence + 1))
+            old, new = (sae.encode(chunk.activations[0, context.position][None])[0] for sae in (case.sae, edit.after))
+            others = [i for i in new.argsort(descending=True).tolist() if new[i] > 0 and i != latent]
             said = {"text": pieces(context.tokens), "activations": context.activations, "peak": context.peak}
-            now = {"others": order.tolist(), "newly": int(((new > 0) & (old <= 0) & firing).sum())}
-            places.append({**said, "before": float(old[latent]), "after": float(new[latent]), **now})
-        near = [(each.latent, each.cosine) for each in evidence.near[:NEAR]]
-        whose = f"latent {of} of {subject.record.name}, {subject.row.setup}"
-        found.append({"of": whose, "latent": latent, "rate": evidence.rate, "near": near, "contexts": places})
+            places.append({**said, "before": float(old[latent]), "after": float(new[latent]), "others": others[:NEAR]})
+        found.append(
+            {"of": f"latent {shown} of {of.words}", "latent": latent, "rate": evidence.rate, "contexts": places}
+        )
     return found

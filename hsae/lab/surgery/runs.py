@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,51 +17,22 @@ from hsae import config
 from hsae.errors import UserError, one_line
 from hsae.export._files import whole_folder, write_json, write_tensors
 from hsae.files import cache_root
+from hsae.inspect.tokens import visible
 from hsae.lab.surgery import SurgeryConfig
-from hsae.lab.surgery.case import Case, Target, latents_of, open_case, target_of
-from hsae.lab.surgery.latents import empty, inverse, removed, restored, turned, weighted, without_directions, written
-from hsae.lab.surgery.looks import as_json, diff, protocol_of, show, survey, verify
-from hsae.lab.surgery.outcome import changes, contexts, metrics, spliced, verified
-from hsae.lab.surgery.surgeon import Surgeon
-from hsae.lists import named
+from hsae.lab.surgery.edits import EDITS, Case, open_case, perform, protocol_of
+from hsae.lab.surgery.latents import inverse, restored
+from hsae.lab.surgery.looks import diff, drawn, survey, tell, verify
+from hsae.lab.surgery.outcome import measured
 from hsae.plain import finite
-from hsae.progress import say
-from hsae.record import CONFIG, RESULT, Result, Row
+from hsae.record import CONFIG, Result, Row
 from hsae.run import Run, RunWriter
 from hsae.sae import SAE
+from hsae.sharing import NAME
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 RECORD, ROWS = "surgery.json", "surgery.safetensors"
-DONE = {
-    "remove": "removed",
-    "weaken": "weakened",
-    "strengthen": "strengthened",
-    "inject": "overwritten with",
-    "move": "moved to",
-}
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What is asked for: latents, and of inject and move a target. `what` tells one edit of an SAE from another."""
-
-    what: dict[str, Any]
-    latents: tuple[int, ...]
-    target: Target | None
-
-    @property
-    def words(self) -> str:
-        """What is done, in words."""
-        dense, factor = self.what["how"] == "dense", self.what["factor"]
-        if dense and self.target is not None:
-            return f"{self.target.words} written into all latents at once"
-        more = f" by a factor of {factor:g}" if factor else ""
-        if dense:
-            more = " and its direction taken out of all others"
-        target = "" if self.target is None else f" {self.target.words}"
-        return f"{named(self.latents)} {DONE[self.what['operation']]}{more}{target}"
 
 
 def operate(settings: SurgeryConfig, console: Console) -> None:
@@ -77,7 +47,7 @@ def operate(settings: SurgeryConfig, console: Console) -> None:
     """
     others: dict[str, Callable[[SurgeryConfig, Console], None]]
     others = {"verify": verify, "survey": survey, "diff": diff, "undo": undo}
-    known = {**dict.fromkeys(DONE, edit), **others}
+    known = {**dict.fromkeys(EDITS, edit), **others}
     if settings.operation not in known:
         raise UserError(f"lab surgery: say what to do to run {settings.run}: {', '.join(known)}")
     known[settings.operation](settings, console)
@@ -88,109 +58,35 @@ def edit(settings: SurgeryConfig, console: Console) -> None:
     from rich.console import Console
 
     case = open_case(settings.run, settings.setup, settings.seed)
-    asked, protocol = _asked(settings, case), protocol_of(settings)
-    parent = {"run": case.run.name, "setup": case.row.setup, "seed": case.row.seed}
-    parent["fingerprint"] = case.run.fingerprint(case.row)
-    key = config.fingerprint([asked.what, parent["fingerprint"], dataclasses.asdict(protocol)])
+    made, protocol, row = perform(settings, case), protocol_of(settings), case.subject.row
+    parent: dict[str, Any] = {"run": case.run.name, "words": case.words, "fingerprint": case.run.fingerprint(row)}
+    key = config.fingerprint([made.what, parent["fingerprint"], asdict(protocol)])
     folder = _folder(settings.name or f"{case.run.name}-surgery-{key}")
-    if (kept := _edits(folder)) and kept[-1]["key"] == key:
-        show(settings, {**kept[-1], "there": True}, folder, console)
-        return
-    _require_free(folder)
-    after, patterns = _performed(settings, case, asked)
-    report: dict[str, Any] = {
-        "key": key,
-        "words": asked.words,
-        **{name: value for name, value in asked.what.items() if name != "direction"},
-        "parent": parent | {"result": dataclasses.asdict(replace(case.run.result, rows=(case.row,)))},
-        "protocol": dataclasses.asdict(protocol),
-        "changes": changes(case.sae, after),
-        "verified": verified(case, after, asked.latents, patterns, protocol),
-        "metrics": None,
-        "language_model": None,
-        "contexts": [],
-        "notes": [note for note in (case.note, asked.target and asked.target.note) if note],
-    }
-    if case.held is not None:
-        both = {when: metrics(case, sae) for when, sae in (("before", case.sae), ("after", after))}
-        report["metrics"] = {"tokens": len(case.held), **both}
-        subject = None if asked.target is None else asked.target.subject
-        measures = {
-            "contexts": lambda: contexts(case, after, asked.latents, subject, Console(stderr=True)),
-            "language_model": lambda: spliced(case, after),
-        }
-        for name, measure in measures.items():
-            try:
-                report[name] = measure()
-            except UserError as error:
-                report["notes"].append(f"{name.replace('_', ' ')}: not measured ({error})")
-    _write(case, after, finite(report), folder)
-    show(settings, report, folder, console)
-
-
-def _asked(settings: SurgeryConfig, case: Case) -> Edit:
-    """What the settings ask for, checked."""
-    operation, dense, latents = settings.operation, settings.how == "dense", latents_of(settings, case)
-    if dense and operation not in ("inject", "remove"):
-        raise UserError(f"lab surgery: --how dense is for inject and remove, not for {operation}")
-    if settings.strength != "auto" and not (dense and operation == "inject"):
-        raise UserError("lab surgery: on a run --strength is for inject --how dense; for weaken, strengthen: --factor")
-    factor = settings.factor if operation in ("weaken", "strengthen") else None
-    what = {"operation": operation, "how": settings.how, "factor": factor, "strength": settings.amount}
-    if operation not in ("inject", "move"):
-        if not latents:
-            raise UserError(f"lab surgery: say which latents to {operation}: --latent 27,30-35")
-        if gone := [latent for latent in latents if empty(case.sae)[latent]]:
-            raise UserError(f"{named(gone)} of {case.words}: removed already, nothing is left of it")
-        return Edit({**what, "latents": list(latents)}, latents, None)
-    target = target_of(settings, case)
-    if not latents and operation == "inject":
-        used = case.firings()
-        if used is None:
-            raise UserError(f"{case.note}, nor which latent is least used: name one with --latent")
-        memory = case.memory(case.sae, firings=used)
-        latents = (memory.nearest(target.direction) if dense else memory.least_used(),)
-    if len(latents) != 1:
-        raise UserError(f"lab surgery: {operation} wants one latent: --latent 27")
-    return Edit({**what, "latents": list(latents), "direction": target.direction.tolist()}, latents, target)
-
-
-def _performed(settings: SurgeryConfig, case: Case, asked: Edit) -> tuple[SAE, dict[str, Tensor]]:
-    """The SAE after an edit, and the patterns that it is about, [pattern, width]."""
-    sae, latents, used = case.sae, asked.latents, case.firings()
-    old = {named(latents): sae.W_dec[list(latents)]}
-    if asked.target is None:
-        if settings.operation == "remove":
-            return (without_directions if settings.how == "dense" else removed)(sae, latents), old
-        factor = settings.factor if settings.operation == "strengthen" else 1 / settings.factor
-        return weighted(sae, latents, factor), old
-    memory, direction = case.memory(sae, firings=used, dense=True), asked.target.direction
-    new = {"the target": memory.scaled(direction)[None]}
-    if settings.operation == "move":
-        return turned(sae, latents[0], direction), old | new
-    if settings.how == "overwrite":
-        counts = (used > 0) if used is not None and bool((used > 0).any()) else ~empty(sae)
-        return written(sae, latents[0], direction, counts), old | new
-    made = Surgeon(memory, protocol_of(settings)).inject(direction, strength=settings.amount)
-    if made.restored:
-        raise UserError(f"{asked.target.words} could not be injected into {case.words}: {'; '.join(made.notes)}")
-    return memory.sae, new
+    there, _ = _history(folder)
+    if there and there[-1]["key"] == key:
+        report = there[-1]
+    elif folder.exists():
+        raise UserError(f"{folder}: is there already; give another --name, or delete it")
+    else:
+        parent["result"] = asdict(replace(case.run.result, rows=(row,)))
+        report = {"key": key, "words": made.words, **made.what, "parent": parent, "protocol": asdict(protocol)}
+        report = finite(report | measured(case, made, protocol, Console(stderr=True)))
+        _write(case, made.after, report, folder)
+    found = "is there already, " if there else ""
+    head = Text(visible(f"{folder}: {found}{case.words}, with {report['words']}"), style="bold")
+    then = f"next: hsae compare {case.run.name}:{row.setup}:{row.seed} {folder.name}"
+    then += f"\nundo: hsae lab surgery undo --run {folder.name}"
+    tell(settings, {"name": folder.name, **report}, console, head, *drawn(report, console), Text(then))
 
 
 def _write(case: Case, after: SAE, report: dict[str, Any], target: Path) -> None:
     """The new run: the edited SAE alone, measured anew, with all edits that led to it and their inverses."""
-    result, row = case.run.result, Row(case.row.setup, case.row.seed)
+    result, row = case.run.result, Row(case.subject.row.setup, case.subject.row.seed, **report["metrics"]["after"])
+    over = {"store_fingerprint": case.subject.manifest.fingerprint, "held_out": len(case.held)}
+    same = over == {name: getattr(result, name) for name in over}
     origin = f"{case.words}, with {report['words']} (hsae lab surgery)"
-    result = replace(result, rows=(row,), baselines=(), held_out=0, origin=origin)
-    if case.store is not None and case.held is not None:
-        values = report["metrics"]["after"]
-        names = {f.name for f in dataclasses.fields(Row)} - {"dead"}  # which is of the training
-        row = replace(row, **{name: value for name, value in values.items() if name in names})
-        same = case.store.manifest.fingerprint == case.run.result.store_fingerprint
-        baselines = case.run.result.baselines if same and len(case.held) == case.run.result.held_out else ()
-        made = {"store_fingerprint": case.store.manifest.fingerprint, "held_out": len(case.held)}
-        result = replace(result, rows=(row,), baselines=baselines, **made)
-    edits, rows = _edits(case.run.folder), _rows(case.run.folder)
+    result = replace(result, rows=(row,), baselines=result.baselines if same else (), origin=origin, **over)
+    edits, rows = _history(case.run.folder)
     rows |= {f"{len(edits)}/{name}": tensor for name, tensor in inverse(case.sae, after).items()}
     _make(case.run, after, result, [*edits, report], rows, target)
 
@@ -220,61 +116,31 @@ def _make(
 def undo(settings: SurgeryConfig, console: Console) -> None:
     """A run with the SAE before a run's last edit, bit for bit, from what the run itself holds. Raises as `operate`."""
     run = Run.open(settings.run)
-    row = run.row(settings.setup, settings.seed)
-    edits, rows = _edits(run.folder), _rows(run.folder)
+    after, (edits, rows) = run.sae(settings.setup, settings.seed), _history(run.folder)
     if not edits:
         raise UserError(f"run {run.name}: no surgery to undo (it has no {RECORD})")
-    last, prefix = edits[-1]["parent"], f"{len(edits) - 1}/"
-    target = _folder(settings.name or f"{last['run']}-restored-{last['fingerprint'][:8]}")
-    there = (target / RESULT).exists() and Run(target).fingerprint(Run(target).row()) == last["fingerprint"]
-    if not there:
-        _require_free(target)
-        own = {name.removeprefix(prefix): tensor for name, tensor in rows.items() if name.startswith(prefix)}
-        try:
-            sae = restored(run.sae(row.setup, row.seed), own)
-        except (KeyError, IndexError, RuntimeError) as error:
-            raise UserError(f"{run.folder / ROWS}: damaged ({one_line(error)})") from None
-        result = config.build(Result, last["result"], str(run.folder / RECORD))
-        origin = f"{last['setup']}, seed {last['seed']}, of run {last['run']}, by undoing run {run.name}"
-        kept = {name: tensor for name, tensor in rows.items() if not name.startswith(prefix)}
-        _make(run, sae, replace(result, origin=origin), edits[:-1], kept, target, last["fingerprint"])
-    report = {"operation": "undo", "name": target.name, "parent": {k: v for k, v in last.items() if k != "result"}}
-    if settings.json:
-        as_json(report, console)
-        return
-    same = f"bit for bit {last['setup']}, seed {last['seed']}, of run {last['run']} (fingerprint {last['fingerprint']})"
-    say(console, f"{target}: {'is there already, ' if there else ''}{same}")
-    say(console, f"undone: {edits[-1]['words']}")
+    parent, prefix = edits[-1]["parent"], f"{len(edits) - 1}/"
+    fingerprint, of = parent["fingerprint"], parent["words"]
+    target = _folder(settings.name or f"{parent['run']}-restored-{fingerprint[:8]}")
+    own = {name.removeprefix(prefix): rows.pop(name) for name in list(rows) if name.startswith(prefix)}
+    result = config.build(Result, parent.pop("result"), str(run.folder / RECORD))
+    result = replace(result, origin=f"{of}, by undoing run {run.name}")
+    _make(run, restored(after, own), result, edits[:-1], rows, target, fingerprint)
+    told = f"{target}: bit for bit {of} (fingerprint {fingerprint}); undone: {edits[-1]['words']}"
+    tell(settings, {"operation": "undo", "name": target.name, "parent": parent}, console, Text(visible(told)))
 
 
 def _folder(name: str) -> Path:
-    home = cache_root() / "runs"
-    if not re.fullmatch(r"\w[\w.+-]*", name):
+    if not NAME.fullmatch(name):
         raise UserError(f"--name {name!r}: use letters, digits and . + - _")
-    return home / name
+    return cache_root() / "runs" / name
 
 
-def _require_free(target: Path) -> None:
-    """Refuse a name that is taken, before anything is measured."""
-    if target.exists():
-        raise UserError(f"{target}: is there already; give another --name, or delete it")
-
-
-def _edits(folder: Path) -> list[dict[str, Any]]:
-    """The edits that led to a run; none for one that was trained."""
-    try:
-        edits = json.loads((folder / RECORD).read_text(encoding="utf-8"))["edits"]
-        return [each for each in edits if each["key"] and each["parent"]["result"]]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / RECORD}: damaged or unreadable ({error})") from None
-
-
-def _rows(folder: Path) -> dict[str, Tensor]:
+def _history(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The edits that led to a run, and the rows that they replaced; none of one that was trained."""
     if not (folder / RECORD).exists():
-        return {}
+        return [], {}
     try:
-        return load_file(folder / ROWS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / ROWS}: missing or damaged ({error}); without it nothing can be undone") from None
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))["edits"], load_file(folder / ROWS)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder}: {RECORD} or {ROWS} is missing or damaged ({one_line(error)})") from None

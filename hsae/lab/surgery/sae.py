@@ -3,10 +3,9 @@
     softmax:  x ← Wᵀ softmax(τ (W x + b))           E(x) = ½ ‖x‖² - τ⁻¹ logsumexp(τ (W x + b)) never increases
     sphere:   x ← ρ g / ‖g‖, g = Wᵀ ReLU(W x + b)   G(x) = ½ Σ ReLU(W x + b)² never decreases
 
-The first is a modern Hopfield network (Ramsauer et al., arXiv 2008.02217) whose patterns are the rows of W and whose
-log priors are τ b: what SoftHebb's competition means. Both are steps of the concave-convex procedure (Yuille and
-Rangarajan, 2003): E is a convex function minus a convex one; G is convex, and g its gradient. W: an untied SAE's
-decoder. Rows that are zero store nothing.
+The first is a modern Hopfield network (Ramsauer et al., arXiv 2008.02217): patterns are the rows of W (of an untied SAE
+the decoder's), log priors τ b, as in SoftHebb's competition. Both are steps of the concave-convex procedure (Yuille and
+Rangarajan, 2003): E is a convex function less a convex one; G is convex, and g its gradient. A zero row stores nothing.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ class SAEMemory(Memory):
         sae: a trained SAE; patterns are at the scale that it encodes at.
         dynamics: which reading.
         temperature: τ; None: `SHARP` over the mean square norm of a row.
-        firings: how often each latent fires: the least used is overwritten first. None: the last is.
+        firings: how often each latent fires: the least used is overwritten. None: the last is.
         data: activations at the scale of the SAE's encoder, for surveys and probes.
-        dense: inject α y(t) ⊗ t, y the code in the reading's sense, and remove W - (W t̂) ⊗ t̂, exactly. Otherwise one
-            latent is overwritten, or removed.
+        dense: inject α y(t) ⊗ t, y the reading's code, and remove W - (W t̂) ⊗ t̂, instead of overwriting or removing
+            one latent.
     """
 
     def __init__(
@@ -114,18 +113,20 @@ class SAEMemory(Memory):
         """The latent that fires least; among equals the last, since a Matryoshka SAE's first are its most general."""
         return int((self._firings == self._firings.min()).nonzero()[-1])
 
+    def overwritten(self, latent: int, direction: Float[Tensor, " width"]) -> SAE:
+        """The SAE with a direction in the place of a latent, as long as the rows of the latents that fire."""
+        used = self._firings > 0
+        return written(self.sae, latent, direction, used if used.any() else ~empty(self.sae))
+
     def change(self, what: Association, sign: int, form: Form) -> Change:
-        if self.dense and sign > 0:
-            y = self._code(what.cue[None])[0]
-            more = torch.outer(y, what.cue)
-            return Change(y, what.cue, others={} if self.matrix == "W_enc" else {"W_enc": more})
         if self.dense:
-            unit = what.cue / what.cue.norm()
-            more = torch.outer(self.sae.W_enc @ unit, unit)
-            return Change(self.sae.W_dec @ unit, unit, True, {} if self.matrix == "W_enc" else {"W_enc": more})
+            right = what.cue if sign > 0 else what.cue / what.cue.norm()
+            code = self._code(right[None])[0]
+            left = {name: code if sign > 0 else getattr(self.sae, name) @ right for name in ("W_enc", "W_dec")}
+            others = {"W_enc": torch.outer(left["W_enc"], right)} if self.matrix == "W_dec" else {}
+            return Change(left[self.matrix], right, sign < 0, others)
         latent = self.least_used() if sign > 0 else self.nearest(what.cue)
-        used = (self._firings > 0) if (self._firings > 0).any() else ~empty(self.sae)
-        new = written(self.sae, latent, what.value, used) if sign > 0 else removed(self.sae, [latent])
+        new = self.overwritten(latent, what.value) if sign > 0 else removed(self.sae, [latent])
         moves = {name: sign * (t - self.weights[name]) for name, t in per_latent(new).items()}
         left = torch.zeros(self.sae.latents).to(self.sae.W_dec)
         left[latent] = 1
@@ -138,14 +139,14 @@ class SAEMemory(Memory):
 
     def starts(self, count: int, generator: torch.Generator) -> Float[Tensor, "start cue"]:
         """Half of them data, where there are any; the others random, as long as a row."""
-        data = self._some(self._data, count // 2, generator)
+        data = _some(self._data, count // 2, generator)
         noise = torch.randn(count - len(data), self.sae.width, generator=generator).to(self.sae.W_dec)
         return torch.cat([data, self.size * torch.nn.functional.normalize(noise, dim=1)])
 
     def probes(self, generator: torch.Generator) -> Float[Tensor, "start cue"]:
         rows = self.sae.W_dec[~empty(self.sae)]
-        return torch.cat([self._some(rows, PROBES, generator), self._some(self._data, PROBES, generator)])
+        return torch.cat([_some(rows, PROBES, generator), _some(self._data, PROBES, generator)])
 
-    @staticmethod
-    def _some(rows: Float[Tensor, "row width"], count: int, generator: torch.Generator) -> Float[Tensor, "some width"]:
-        return rows[torch.randperm(len(rows), generator=generator)[:count]]
+
+def _some(rows: Float[Tensor, "row width"], count: int, generator: torch.Generator) -> Float[Tensor, "some width"]:
+    return rows[torch.randperm(len(rows), generator=generator)[:count]]

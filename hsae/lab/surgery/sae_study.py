@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae.figures import percent
-from hsae.interpret.score import wilson
+from hsae.intervals import wilson
 from hsae.lab.surgery import SurgeryConfig
-from hsae.lab.surgery.certificate import Protocol
+from hsae.lab.surgery.certificate import Certificate, Protocol
 from hsae.lab.surgery.latents import with_tensors
 from hsae.lab.surgery.outcome import pooled
 from hsae.lab.surgery.sae import DYNAMICS, Dynamics, SAEMemory
@@ -25,16 +25,15 @@ from hsae.sharing.markdown import table
 from hsae.synthetic import SyntheticConfig, generate
 
 SETUPS: dict[str, dict[str, Any]] = {"hebb-tied": {"encoder": {"rule": "softhebb", "signed": False}}, "bp-tied": {}}
-"""stock setups, and what is changed: with losers that learn with the opposite sign, nearly all latents fall silent here
-"""
+"""stock setups, and what is changed: where losers learn with the opposite sign, nearly all latents fall silent"""
 STARTS = 200
 EXPECTED: dict[Dynamics, int] = {"softmax": 12_000, "sphere": 6_000}
-"""steps in which the specification saw no violation"""
+"""steps in which we measured no violation before"""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of the study: what is trained, and how much is asked of it."""
+    """Of the study: what is trained, how many latents and edits are tried, the share of `EXPECTED` steps."""
 
     width: int
     features: int
@@ -42,9 +41,10 @@ class Size:
     batch: int
     steps: int
     asked: int
+    share: float
 
 
-SIZES = {"tiny": Size(16, 32, 48, 128, 40, 4), "small": Size(64, 256, 512, 1024, 100, 20)}
+SIZES = {"tiny": Size(16, 32, 48, 128, 40, 4, 0.05), "small": Size(64, 256, 512, 1024, 100, 20, 1.0)}
 
 
 def study(settings: SurgeryConfig) -> tuple[str, dict[str, Any]]:
@@ -56,23 +56,20 @@ def study(settings: SurgeryConfig) -> tuple[str, dict[str, Any]]:
     Returns:
         Markdown with headings `###`, and all numbers in it.
     """
-    size = SIZES["tiny" if settings.scale == "tiny" else "small"]
-    x = _data(size, settings.seed or 0)
+    size, seed = SIZES["tiny" if settings.scale == "tiny" else "small"], settings.seed or 0
+    protocol = Protocol(seed, settings.trials, settings.threshold, settings.noise, settings.convention)
+    planted = {"width": size.width, "features": size.features, "tokens": 40 * size.batch, "seed": seed}
+    x = torch.cat([block.flatten(0, 1) for block, _ in generate(SyntheticConfig(**planted, active=4.0, offset=0.0))])
     numbers: dict[str, Any] = {"surveys": [], "edits": []}
     for name in SETUPS:
-        sae = _trained(name, size, x, settings.seed or 0)
+        sae = _trained(name, size, x, seed)
         firings = (sae.encode(x[: 8 * size.batch]) > 0).float().sum(0)
+        most = firings.argsort(descending=True, stable=True)[: size.asked]
         for dynamics in DYNAMICS:
-            memory = SAEMemory(sae, dynamics, firings=firings, data=x)
-            numbers["surveys"].append({"sae": name, "dynamics": dynamics, **_survey(settings, memory, firings, size)})
-        numbers["edits"] += [{"sae": name, **edit} for edit in _edits(settings, sae, firings, x, size)]
-    return _words(settings, size, numbers), numbers
-
-
-def _data(size: Size, seed: int) -> Float[Tensor, "token width"]:
-    shape = {"width": size.width, "features": size.features, "tokens": 40 * size.batch}
-    config = SyntheticConfig(**shape, active=4.0, offset=0.0, seed=seed)
-    return torch.cat([block.flatten(0, 1) for block, _ in generate(config)])
+            survey = _survey(SAEMemory(sae, dynamics, firings=firings, data=x), sae.W_dec[most], size, protocol)
+            numbers["surveys"].append({"sae": name, "dynamics": dynamics, **survey})
+        numbers["edits"] += [{"sae": name, **edit} for edit in _edits(sae, firings, x, sae.W_dec[most], protocol)]
+    return _words(size, protocol, numbers), numbers
 
 
 def _trained(name: str, size: Size, x: Float[Tensor, "token width"], seed: int) -> SAE:
@@ -88,91 +85,81 @@ def _trained(name: str, size: Size, x: Float[Tensor, "token width"], seed: int) 
     return learner.sae(1.0)
 
 
-def _survey(settings: SurgeryConfig, memory: SAEMemory, firings: Tensor, size: Size) -> dict[str, Any]:
-    surgeon = _surgeon(settings, memory)
+def _survey(memory: SAEMemory, rows: Float[Tensor, "row width"], size: Size, protocol: Protocol) -> dict[str, Any]:
+    surgeon = Surgeon(memory, protocol)
     # In float64, so that what is counted is not rounding.
     double = with_tensors(memory.sae, {name: value.double() for name, value in memory.weights.items()})
     exact = SAEMemory(double, memory.dynamics, memory.temperature)
-    steps = EXPECTED[memory.dynamics] // (1 if settings.scale != "tiny" else 20)
-    states = memory.starts(100, torch.Generator().manual_seed(surgeon.protocol.seed)).double()
+    states = memory.starts(100, torch.Generator().manual_seed(protocol.seed)).double()
     states = exact.size * torch.nn.functional.normalize(states, dim=1)
-    violations, energy = 0, exact.energy(states)
+    steps, violations, energy = round(EXPECTED[memory.dynamics] * size.share), 0, exact.energy(states)
     for _ in range(steps // 100):
         states = exact.step(states)
         energy, last = exact.energy(states), energy
         violations += int((energy > last + 1e-12 * last.abs()).sum())
-    found = surgeon.survey(STARTS)
-    back = pooled(memory, memory.sae.W_dec[_most(firings, size.asked)], surgeon.protocol)
+    found, back = surgeon.survey(STARTS), pooled(memory, rows, protocol)
     return {
-        "rows": wilson(back.hits, back.trials),
+        "rows": (back.rate, back.low, back.high),
         "basins": len(found.population),
         "largest": max(found.population, default=0) / STARTS,
-        "starts": STARTS,
         "violations": violations,
         "steps": steps,
     }
 
 
-def _edits(settings: SurgeryConfig, sae: SAE, firings: Tensor, x: Tensor, size: Size) -> Iterable[dict[str, Any]]:
-    """Each edit by itself: random directions injected, latents in use removed; then the other rows are tried again."""
-    generator = torch.Generator().manual_seed((settings.seed or 0) + 1)
-    used = _most(firings, size.asked)
-    targets = {
-        "inject": torch.randn(size.asked, sae.width, generator=generator),
-        "inject, dense": torch.randn(size.asked, sae.width, generator=generator),
-        "remove": sae.W_dec[used],
-        "remove, dense": sae.W_dec[used],
-    }
+def _edits(
+    sae: SAE, firings: Float[Tensor, "latent"], x: Tensor, rows: Float[Tensor, "row width"], protocol: Protocol
+) -> Iterator[dict[str, Any]]:
+    """Each edit by itself: random directions injected, rows in use removed; then the other rows are tried again."""
+    drawn = torch.randn(2, *rows.shape, generator=torch.Generator().manual_seed(protocol.seed + 1))
+    targets = {"inject": drawn[0], "inject, dense": drawn[1], "remove": rows, "remove, dense": rows}
     for edit, patterns in targets.items():
-        memory = SAEMemory(sae, firings=firings, data=x, dense="dense" in edit)
-        surgeon, counts, kept, norm, ranks = _surgeon(settings, memory), [0, 0], [0, 0], 0.0, set[int]()
+        surgeon = Surgeon(SAEMemory(sae, firings=firings, data=x, dense="dense" in edit), protocol)
+        made, there, kept = list[Certificate](), 0, 0
         for i, pattern in enumerate(patterns):
-            others = sae.W_dec[used[torch.arange(len(used)) != i]]
-            there = [surgeon.verify(other).hits for other in others]
-            made = (surgeon.inject if "inject" in edit else surgeon.remove)(pattern)
-            here = [surgeon.verify(other).hits for other in others]
-            kept = [kept[0] + sum(min(pair) for pair in zip(there, here, strict=True)), kept[1] + sum(there)]
-            counts = [counts[0] + made.before.target.hits, counts[1] + made.after.target.hits]
-            norm, ranks = norm + made.norm / len(patterns), ranks | {made.rank}
-            if not made.restored:
+            others = rows[torch.arange(len(rows)) != i]
+            old = [surgeon.verify(other).hits for other in others]
+            made.append((surgeon.inject if "inject" in edit else surgeon.remove)(pattern))
+            there, kept = (
+                there + sum(old),
+                kept + sum(min(surgeon.verify(o).hits, h) for o, h in zip(others, old, strict=True)),
+            )
+            if not made[-1].restored:
                 surgeon.undo()
-        trials = len(patterns) * surgeon.protocol.trials
+        trials = len(patterns) * protocol.trials
         yield {
             "edit": edit,
-            "before": wilson(counts[0], trials),
-            "after": wilson(counts[1], trials),
-            "trials": trials,
-            "others kept": wilson(*kept) if kept[1] else None,
-            "rank": sorted(ranks),
-            "norm": norm,
+            "before": wilson(sum(each.before.target.hits for each in made), trials),
+            "after": wilson(sum(each.after.target.hits for each in made), trials),
+            "others kept": wilson(kept, there) if there else None,
+            "rank": sorted({each.rank for each in made}),
+            "norm": sum(each.norm for each in made) / len(made),
         }
 
 
-def _words(settings: SurgeryConfig, size: Size, numbers: dict[str, Any]) -> str:
-    surveys = [
-        (
-            *(s["sae"], s["dynamics"], _share(s["rows"]), f"{s['basins']} of {s['starts']}", percent(s["largest"])),
-            *(f"{s['violations']} of {s['steps']:,}", f"0 of {EXPECTED[s['dynamics']]:,}"),
-        )
-        for s in numbers["surveys"]
-    ]
-    edits = [
-        (
-            *(e["sae"], e["edit"], ", ".join(map(str, e["rank"])), percent(e["norm"])),
-            *(_share(e["before"]), _share(e["after"]), _share(e["others kept"])),
-        )
-        for e in numbers["edits"]
-    ]
+def _words(size: Size, protocol: Protocol, numbers: dict[str, Any]) -> str:
+    surveys, edits = [], []
+    for s in numbers["surveys"]:
+        found = (_share(s["rows"]), f"{s['basins']} of {STARTS}", percent(s["largest"]))
+        wrong = (f"{s['violations']} of {s['steps']:,}", f"0 of {EXPECTED[s['dynamics']]:,}")
+        surveys.append((s["sae"], s["dynamics"], *found, *wrong))
+    for e in numbers["edits"]:
+        shares = (_share(e["before"]), _share(e["after"]), _share(e["others kept"]))
+        edits.append((e["sae"], e["edit"], ", ".join(map(str, e["rank"])), percent(e["norm"]), *shares))
     bad = [f"{s['sae']} ({s['dynamics']})" for s in numbers["surveys"] if s["violations"]]
     proved = f"It does not hold for {', '.join(bad)}." if bad else "It holds in every step of every row below."
     parts = [
         "### SAEs as memories: survey",
         f"{size.latents} latents trained for {size.steps} steps of {size.batch} tokens with {size.features} planted "
-        f"features in {size.width} dimensions; SoftHebb unsigned. Rows: noisy starts ({settings.trials} each) at the "
+        f"features in {size.width} dimensions; SoftHebb unsigned. Rows: noisy starts ({protocol.trials} each) at the "
         f"{size.asked} latents that fire most. Basins: where data and random starts lead, half of each; largest: the "
         "share of them that leads to one. The last columns: steps in which the energy went the wrong way, here and in "
-        "the specification. " + proved,
-        table(("SAE", "reading", "rows come back", "basins", "largest", "wrong steps", "expected"), surveys, "..rrrrr"),
+        "an earlier measurement of ours. " + proved,
+        table(
+            ("SAE", "reading", "rows come back", "basins", "largest", "wrong steps", "measured before"),
+            surveys,
+            "..rrrrr",
+        ),
         "### SAEs as memories: edits",
         f"Each of {size.asked} edits by itself, undone before the next; softmax reading. Inject: random directions, "
         "each over the least used latent. Remove: latents in use. Dense: W - (W t̂) ⊗ t̂. Others: noisy starts at "
@@ -180,16 +167,6 @@ def _words(settings: SurgeryConfig, size: Size, numbers: dict[str, Any]) -> str:
         table(("SAE", "edit", "rank", "‖ΔW‖/‖W‖", "before", "after", "others kept"), edits, "..rrrrr"),
     ]
     return "\n\n".join(parts)
-
-
-def _surgeon(settings: SurgeryConfig, memory: SAEMemory) -> Surgeon:
-    given = settings.trials, settings.threshold, settings.noise, settings.convention
-    return Surgeon(memory, Protocol(settings.seed or 0, *given))
-
-
-def _most(firings: Float[Tensor, "latent"], count: int) -> Tensor:
-    """The latents that fire most."""
-    return firings.argsort(descending=True, stable=True)[:count]
 
 
 def _share(share: tuple[float, float, float] | None) -> str:

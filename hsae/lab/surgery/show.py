@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.text import Text
+from torch import Tensor
 
 from hsae.figures import NONE, figure, percent
 from hsae.inspect.tables import open_table
-from hsae.lab.surgery.certificate import Basins, Certificate, Reading, Verdict
+from hsae.lab.surgery.certificate import Basins, Certificate, Difference, Reading, Verdict
 from hsae.plain import finite
 from hsae.progress import say
 
@@ -21,11 +22,23 @@ SHOWN = 20
 """basins of a survey that are shown"""
 
 
-def show(certificate: Certificate, console: Console, as_json: bool = False) -> None:
-    """Print a certificate, for a reader or as JSON."""
+def show(result: Certificate | Verdict | Basins | Difference, console: Console, as_json: bool = False) -> None:
+    """Print what an operation found, for a reader or as JSON."""
     if as_json:
-        console.file.write(json.dumps(finite(asdict(certificate)), indent=1, allow_nan=False) + "\n")
-        return
+        data = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in asdict(result).items()}
+        console.file.write(json.dumps(finite(data), indent=1, allow_nan=False) + "\n")
+    elif isinstance(result, Certificate):
+        _certificate(result, console)
+    elif isinstance(result, Basins):
+        _survey(result, console)
+    elif isinstance(result, Verdict):
+        say(console, f"{came_back(result)} of noisy starts come back, mean cosine {result.cosine:.4f}")
+    else:
+        size = f"{percent(result.norm)}; ‖W‖ itself grew by {100 * result.growth:.2f}%"
+        say(console, f"rank {result.rank}, ‖ΔW‖/‖W‖ {size}")
+
+
+def _certificate(certificate: Certificate, console: Console) -> None:
     before, after = _lines(certificate.before), _lines(certificate.after)
     table = open_table((certificate.operation, False), ("before", True), ("after", True))
     for name in before:
@@ -47,7 +60,6 @@ def show(certificate: Certificate, console: Console, as_json: bool = False) -> N
 
 
 def _lines(reading: Reading) -> dict[str, str]:
-    """A reading's rows of a table."""
     found = {"noisy starts that come back": came_back(reading.target)}
     if reading.mirror is not None:
         found["… at its mirror image, -p"] = came_back(reading.mirror)
@@ -65,20 +77,7 @@ def came_back(verdict: Verdict) -> str:
     return f"{verdict.hits}/{verdict.trials} ({100 * verdict.low:.0f}–{100 * verdict.high:.0f}%)"
 
 
-def show_verdict(verdict: Verdict, console: Console, as_json: bool = False) -> None:
-    """Print a verification."""
-    if as_json:
-        console.file.write(json.dumps(asdict(verdict), indent=1) + "\n")
-    else:
-        say(console, f"{came_back(verdict)} of noisy starts come back, mean cosine {verdict.cosine:.4f}")
-
-
-def show_survey(basins: Basins, console: Console, as_json: bool = False) -> None:
-    """Print a survey."""
-    if as_json:
-        data = {**vars(basins), "patterns": basins.patterns.tolist()}
-        console.file.write(json.dumps(finite(data), indent=1) + "\n")
-        return
+def _survey(basins: Basins, console: Console) -> None:
     table = open_table(("basin", True), ("starts", True), ("energy", True), ("mirror", True))
     for i, count in enumerate(basins.population[:SHOWN]):
         mirror = str(basins.mirror[i]) if basins.mirror[i] >= 0 else NONE

@@ -13,10 +13,10 @@ from torch.nn.functional import cosine_similarity as cosine
 from hsae.errors import UserError
 from hsae.interpret.score import wilson
 from hsae.lab.surgery.certificate import Basins, Certificate, Difference, Protocol, Reading, Verdict, difference
-from hsae.lab.surgery.memory import Association, Change, Form, Memory, Target, association, projected
+from hsae.lab.surgery.memory import Association, Change, Form, Memory, Target, projected
 
 GRID = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
-"""strengths that `auto` tries, all of them; then it halves the step below the first that does it, five times"""
+"""strengths that `auto` tries in turn; then it halves the step below the first that does it, five times"""
 SAME, MOVED, KEPT, EMPTY = 0.95, 0.9, 0.9, 1e-6
 Weights = Mapping[str, Tensor]
 
@@ -40,10 +40,9 @@ class How(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class _Step:
-    """One outer product: verified at `tested`, read at `written`; `unit` is its size over ‖W‖_F."""
+    """One outer product: verified at `tested`; `unit` is its size over ‖W‖_F."""
 
     sign: int
-    written: Association
     tested: Association
     change: Change
     unit: float
@@ -59,7 +58,7 @@ class Surgeon:
 
     def verify(self, what: Target) -> Verdict:
         """Noisy starts at an association, or at a pattern: how many come back."""
-        what, how = association(what), self.protocol
+        what, how = Association.of(what), self.protocol
         # Drawn on the CPU, so that the device does not change the noise.
         noise = torch.randn(how.trials, len(what.cue), generator=self._generator(1), dtype=torch.float64)
         size = how.noise * float(what.cue.norm())
@@ -147,15 +146,15 @@ class Surgeon:
         self, operation: str, targets: Sequence[tuple[int, Target]], how: How, factor: float | None = None
     ) -> Certificate:
         memory, base = self.memory, {name: weight.clone() for name, weight in self.memory.weights.items()}
-        keep = [association(each) for each in how.get("protect", ())]
+        keep = [Association.of(each) for each in how.get("protect", ())]
         steps = [self._step(sign, target, how, keep, factor is not None) for sign, target in targets]
         probes = memory.probes(self._generator(3))
         led = memory.recall(probes)
         # What leads to the target is meant to move: it is no probe.
-        ends = [sign * step.tested.value for step in steps for sign in self._signs]
+        ends = [mirrored.value for step in steps for mirrored in self._images(step.tested)]
         other = torch.stack([cosine(led, end[None], dim=1) for end in ends]).amax(0) <= MOVED
         probes, led = probes[other], led[other]
-        before, alphas, notes = self._reading(steps, keep), [0.0] * len(steps), dict[int, str]()
+        before, alphas, notes = self._reading(steps, keep), [0.0] * len(steps), list[str]()
         strength, searched = how.get("strength"), False
         try:
             # What is moved is erased again after the other half is written, which may have brought it back.
@@ -166,7 +165,7 @@ class Surgeon:
                 elif strength is not None or step.change.exact:
                     alphas[i] = step.sign * (1.0 if strength is None else strength / step.unit)
                 else:
-                    searched, (alphas[i], notes[i]) = True, self._search(base, alphas, steps, i)
+                    searched, alphas[i] = True, self._search(base, alphas, steps, i)
             self._set(base, alphas, steps)
             after, now, change = self._reading(steps, keep), memory.recall(probes), self.diff(base)
             done = all(self._done(step) for step in steps)
@@ -176,17 +175,15 @@ class Surgeon:
         there = (cosine(led, now, dim=1) > MOVED) | (torch.maximum(led.norm(dim=1), now.norm(dim=1)) < EMPTY)
         if factor is not None:
             done = abs(after.support - factor * before.support) <= 0.01 * before.support
-        lost = sum(b.rate >= KEPT > a.rate for b, a in zip(before.protected, after.protected, strict=True))
-        if factor is None and before.target.hits == (self.protocol.trials if steps[-1].sign > 0 else 0):
-            notes[-2] = f"{'every' if steps[-1].sign > 0 else 'no'} start came back before the edit, too"
-        if lost:
-            notes[-1] = f"{lost} of {len(keep)} protected patterns were lost"
-        restored, given = lost > 0 or 0.0 in alphas, association(targets[-1][1])
+        if 0.0 in alphas:
+            notes.append(f"no strength up to {GRID[-1]:g} does it")
+        if lost := sum(b.rate >= KEPT > a.rate for b, a in zip(before.protected, after.protected, strict=True)):
+            notes.append(f"{lost} of {len(keep)} protected patterns were lost")
         certificate = Certificate(
             operation,
             memory.name,
-            achieved=done and not restored,
-            restored=restored,
+            achieved=done and not notes,
+            restored=bool(notes),
             strength=tuple(abs(alpha) * step.unit for alpha, step in zip(alphas, steps, strict=True)),
             auto=searched,
             rank=change.rank,
@@ -196,51 +193,49 @@ class Surgeon:
             probes=len(probes),
             moved=1 - float(there.double().mean()) if len(probes) else 0.0,
             drift=float((now - led).norm() / led.norm().clamp_min(1e-30)),
-            fidelity=float(cosine(given.value.double(), steps[-1].tested.value.double(), dim=0)),
-            anchor="target" if given is targets[-1][1] else how.get("anchor", "target"),
+            anchor="target" if isinstance(targets[-1][1], Association) else how.get("anchor", "target"),
             form=how.get("form", "symmetric"),
             protocol=self.protocol,
-            notes=tuple(note for note in notes.values() if note),
+            notes=tuple(notes),
         )
-        if restored:
+        if notes:
             memory.assign(base)
         else:
             self._before.append(base)
             self.certificates.append(certificate)
         return certificate
 
-    @property
-    def _signs(self) -> tuple[int, ...]:
-        return (1, -1) if self.memory.odd else (1,)
+    def _images(self, what: Association) -> list[Association]:
+        """An association, and its mirror where the memory has it."""
+        return [what, Association(-what.cue, -what.value)] if self.memory.odd else [what]
 
     def _generator(self, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(1009 * self.protocol.seed + purpose)
 
-    def _step(self, sign: int, target: Target, how: How, keep: Sequence[Association], existing: bool) -> _Step:
-        """Where to write, where to verify, and the change, projected. `existing`: it is in the memory already."""
-        memory, what = self.memory, association(target)
+    def _step(self, sign: int, target: Target, how: How, keep: Sequence[Association], scaling: bool) -> _Step:
+        """Where to write, where to verify, and the change, projected."""
+        memory, what = self.memory, Association.of(target)
         if any(not bool(part.isfinite().all()) or not bool(part.any()) for part in (what.cue, what.value)):
             raise UserError(f"{memory.name}: the target is zero or not finite")
         written = tested = what
         if not isinstance(target, Association):
-            scaled = memory.scaled(target)
+            scaled, there = memory.scaled(target), scaling or sign < 0
             written = tested = Association.of(memory.storable(scaled))
             if how.get("anchor") == "basin":
                 basin = memory.recall(scaled[None])[0]
-                existing_only = existing or sign < 0
                 if basin.norm() >= EMPTY:
                     written = Association.of(basin)
-                elif existing_only:
+                elif there:
                     raise UserError(f"{memory.name}: the target leads to zero, where there is nothing to work on")
-                tested = written if existing_only else tested
+                tested = written if there else tested
         # What makes an existing association weaker makes it stronger, too.
-        change = memory.change(written, -1 if existing else sign, how.get("form", "symmetric"))
+        change = memory.change(written, -1 if scaling else sign, how.get("form", "symmetric"))
         if keep:
             change = projected(change, memory.reads(written), torch.stack([memory.reads(each) for each in keep]))
         size = float(change.left.double().norm() * change.right.double().norm())
         if size == 0:
             raise UserError(f"{memory.name}: there is nothing to change for this target")
-        return _Step(sign, written, tested, change, size / float(memory.weights[memory.matrix].double().norm()))
+        return _Step(sign, tested, change, size / float(memory.weights[memory.matrix].double().norm()))
 
     def _set(self, base: Weights, alphas: Sequence[float], steps: Sequence[_Step]) -> None:
         """Assign the weights before the edit plus each step's change times its alpha, rounded once."""
@@ -252,24 +247,22 @@ class Surgeon:
         self.memory.assign({name: weight.to(base[name].dtype) for name, weight in new.items()})
 
     def _reading(self, steps: Sequence[_Step], keep: Sequence[Association]) -> Reading:
-        memory, what = self.memory, steps[-1].tested
-        energy = memory.energy(what.value[None])
+        what, energy = steps[-1].tested, self.memory.energy(steps[-1].tested.value[None])
         return Reading(
             target=self.verify(what),
-            mirror=self.verify(Association(-what.cue, -what.value)) if memory.odd else None,
+            mirror=self.verify(self._images(what)[1]) if self.memory.odd else None,
             origin=self.verify(steps[0].tested) if len(steps) > 1 else None,
             protected=tuple(self.verify(each) for each in keep),
-            support=memory.support(what),
+            support=self.memory.support(what),
             energy=None if energy is None else float(energy[0]),
-            measures=memory.measures(),
+            measures=self.memory.measures(),
         )
 
     def _done(self, step: _Step) -> bool:
-        what, all_of = step.tested, self.protocol.trials
         if step.sign > 0:
-            return self.verify(what).hits == all_of
-        hits = sum(self.verify(Association(sign * what.cue, sign * what.value)).hits for sign in self._signs)
-        return hits == 0 or self.memory.support(what) <= 0
+            return self.verify(step.tested).hits == self.protocol.trials
+        back = any(self.verify(image).hits for image in self._images(step.tested))
+        return not back or self.memory.support(step.tested) <= 0
 
     def _scaling(self, base: Weights, step: _Step, support: float, factor: float) -> float:
         """The alpha that multiplies the support, which is linear in the matrix."""
@@ -279,22 +272,17 @@ class Surgeon:
             raise UserError(f"{self.memory.name}: holds nothing of the target that could be made stronger or weaker")
         return (factor - 1) * support / slope
 
-    def _search(self, base: Weights, alphas: list[float], steps: list[_Step], i: int) -> tuple[float, str]:
-        """The smallest alpha of one step that does it, the others as they are, and a note; 0 where none does."""
-        step = steps[i]
+    def _search(self, base: Weights, alphas: Sequence[float], steps: Sequence[_Step], i: int) -> float:
+        """The smallest alpha of one step that does it, the others as they are; 0 where none does."""
+        sign, unit = steps[i].sign, steps[i].unit
 
         def works(strength: float) -> bool:
-            self._set(base, [*alphas[:i], step.sign * strength / step.unit, *alphas[i + 1 :]], steps)
-            return self._done(step)
+            self._set(base, [*alphas[:i], sign * strength / unit, *alphas[i + 1 :]], steps)
+            return self._done(steps[i])
 
-        tried = [works(strength) for strength in GRID]
-        if True not in tried:
-            return 0.0, f"no strength up to {GRID[-1]:g} does it"
-        first = tried.index(True)
-        fails = [strength for strength, good in zip(GRID[first:], tried[first:], strict=True) if not good][:1]
-        low, high = GRID[first - 1] if first else 0.0, GRID[first]
-        for _ in range(5):
+        high = next((strength for strength in GRID if works(strength)), 0.0)
+        low = max((strength for strength in GRID if strength < high), default=0.0)
+        for _ in range(5 if high else 0):
             middle = (low + high) / 2
             low, high = (low, middle) if works(middle) else (middle, high)
-        note = "".join(f"strength {high:g} does it, {worse:g} does not: more is not always better" for worse in fails)
-        return step.sign * high / step.unit, note
+        return sign * high / unit

@@ -28,9 +28,9 @@ class Transformer(Memory):
     """One linear layer of a language model, or a head's part of it. The model's own weights are edited.
 
     mlp: v = W k + b, all of the MLP's output matrix (Meng et al., 2022). ov: v = W k with k a head's mixed value and W
-    its columns of W_O. qk: the query's side of a head, W its rows of W_Q; what is recalled is the mean of the prompt's
-    keys, as seen from its last token, under the head's softmax, and the energy is Ramsauer et al.'s (2021). The keys'
-    mean is taken off, which no softmax sees: what all keys share tells none from another.
+    its columns of W_O. qk: W a head's rows of W_Q; what is recalled is the mean of the prompt's keys, as its last token
+    sees them, under the head's softmax; the energy is Ramsauer et al.'s (2021). The keys are less their mean, which no
+    softmax sees.
 
     Args:
         lm: the model.
@@ -57,7 +57,8 @@ class Transformer(Memory):
             if not 0 <= at < count:
                 raise UserError(f"{what} {at} is not in 0…{count - 1} of {lm.name}")
         self.lm, self.kind, self.rule, self.layer, self.head = lm, kind, rule, layer, head
-        self.place = f"blocks.{layer}.{LAYERS[kind]}"
+        self.prompt, self.watch, self.place = prompt, watch, f"blocks.{layer}.{LAYERS[kind]}"
+        self.name = f"{lm.name} {self.place}" + ("" if kind == "mlp" else f" head {head} ({kind})")
         module = blocks[layer]
         try:
             for part in LAYERS[kind].split("."):
@@ -68,16 +69,14 @@ class Transformer(Memory):
             bias = None if bare.bias is None else bare.bias.detach()
         except AttributeError:
             raise UserError(f"{lm.name} has no {self.place} with one matrix") from None
-        self.columns = self.rows = slice(None)
+        own = slice(None)
         if kind != "mlp":
             width = W.shape[1 if kind == "ov" else 0] // cfg.n_heads
-            part = slice(head * width, (head + 1) * width)
-            self.columns, self.rows = (part, slice(None)) if kind == "ov" else (slice(None), part)
-        self.W = W[self.rows, self.columns]
-        self.bias = None if bias is None or kind == "ov" else bias[self.rows]
-        self.name = f"{lm.name} {self.place}" + ("" if kind == "mlp" else f" head {head} ({kind})")
-        self.prompt, self.watch = prompt, watch
-        self._looked_at = self._keys(prompt) if kind == "qk" and prompt else None
+            own = slice(head * width, (head + 1) * width)
+        self.columns = own if kind == "ov" else slice(None)
+        self.W = W[:, own] if kind == "ov" else W[own]
+        self.bias = None if bias is None or kind == "ov" else bias[own]
+        self._looked_at = self._keys() if kind == "qk" and prompt else None
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -111,6 +110,11 @@ class Transformer(Memory):
         """What the layer reads at a text's last token."""
         return self._inputs(torch.tensor([self.ids(prompt)]))[0, -1]
 
+    def recalled(self, prompt: str) -> Association:
+        """What the layer reads at a text's last token, with what that recalls now."""
+        cue = self.cue(prompt)
+        return Association(cue, self.recall(cue[None])[0])
+
     def raising(self, cue: Float[Tensor, " cue"], token: str) -> Float[Tensor, " value"]:
         """The output that raises a token most: its row of the unembedding, as long as the present output."""
         lens = read_unembedding(self.lm.name, self.lm.revision)
@@ -119,18 +123,13 @@ class Transformer(Memory):
         return row * (self.recall(cue[None])[0].norm() / row.norm())
 
     def recall(self, cues: Float[Tensor, "start cue"]) -> Float[Tensor, "start value"]:
-        out = cues @ self.W.T if self.bias is None else cues @ self.W.T + self.bias
-        if self._looked_at is None:
-            return out
-        keys, scale = self._looked_at
-        return (scale * out @ keys.T).softmax(1) @ keys
+        return self._out(cues) if self._looked_at is None else self.looks(cues) @ self._looked_at[0]
 
-    def looks(self, cue: Float[Tensor, " cue"]) -> Float[Tensor, " key"]:
-        """qk: the head's attention from a query to the prompt's positions."""
+    def looks(self, cues: Float[Tensor, "start cue"]) -> Float[Tensor, "start key"]:
+        """qk: the head's attention from queries to the prompt's positions."""
         assert self._looked_at is not None
         keys, scale = self._looked_at
-        query = self.W @ cue if self.bias is None else self.W @ cue + self.bias
-        return (scale * keys @ query).softmax(0)
+        return (scale * self._out(cues) @ keys.T).softmax(1)
 
     def key(self, position: int) -> Float[Tensor, " value"]:
         """qk: the key of one of the prompt's positions, as its last token sees it.
@@ -139,7 +138,7 @@ class Transformer(Memory):
             UserError: no such position.
         """
         assert self._looked_at is not None
-        keys = self._looked_at[0]
+        keys, _ = self._looked_at
         if not 0 <= position < len(keys):
             raise UserError(f"position {position} is not in 0…{len(keys) - 1} of the prompt")
         return keys[position]
@@ -152,13 +151,12 @@ class Transformer(Memory):
         return 0.5 * x.square().sum(1) - (scale * x @ keys.T).logsumexp(1) / scale
 
     def change(self, what: Association, sign: int, form: Form) -> Change:
-        k, v, W = what.cue.double(), what.value.double(), self.W.double()
-        if self.rule in ("hebbian", "delta"):
-            right = k
-        elif self.rule == "rome":
+        k, v = what.cue.double(), what.value.double()
+        right = k
+        if self.rule == "rome":
             ridge = RIDGE * self.moment.diagonal().mean() * torch.eye(len(k), dtype=k.dtype, device=k.device)
             right = torch.linalg.solve(self.moment + ridge, k)
-        else:
+        elif self.rule == "null-space":
             values, vectors = torch.linalg.eigh(self.moment)
             quiet = vectors[:, values.cumsum(0) <= NULL * values.sum()]
             right = quiet @ (quiet.T @ k)
@@ -167,7 +165,7 @@ class Transformer(Memory):
         right = right / (right @ k)
         if self.kind == "qk" or self.rule == "hebbian":
             return Change(v, right)
-        out = W @ k if self.bias is None else W @ k + self.bias.double()
+        out = self.W.double() @ k + (0 if self.bias is None else self.bias.double())
         # Erasing takes the part along the value away; writing takes the output to the value.
         return Change(v * (v @ out) / (v @ v) if sign < 0 else v - out, right, exact=True)
 
@@ -182,7 +180,7 @@ class Transformer(Memory):
         losses = cross_entropy(self.lm.logits(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         found = {"cross-entropy": float(losses.double().mean())}
         if self.watch >= 0 and self.kind == "qk":
-            found["attention"] = float(self.looks(self.cue(self.prompt))[self.watch])
+            found["attention"] = float(self.looks(self.cue(self.prompt)[None])[0, self.watch])
         elif self.watch >= 0:
             logits = self.lm.logits(torch.tensor([self.ids(self.prompt)]))[0, -1]
             found["p(token)"] = float(logits.double().softmax(-1)[self.watch])
@@ -199,16 +197,19 @@ class Transformer(Memory):
         read = self._inputs(self.text[HELD:]).flatten(0, 1).double()
         return read.T @ read / len(read)
 
+    def _out(self, cues: Float[Tensor, "start cue"]) -> Float[Tensor, "start out"]:
+        return cues @ self.W.T if self.bias is None else cues @ self.W.T + self.bias
+
     def _inputs(self, ids: Int[Tensor, "sequence position"]) -> Float[Tensor, "sequence position cue"]:
         return self.lm.tap(ids, [f"{self.place}.hook_in"])[f"{self.place}.hook_in"][..., self.columns]
 
-    def _keys(self, prompt: str) -> tuple[Float[Tensor, "key value"], float]:
-        """The head's keys at a text's positions as its last query sees them (turned back by its own position where
+    def _keys(self) -> tuple[Float[Tensor, "key value"], float]:
+        """The head's keys at the prompt's positions as its last query sees them (turned back by its own position where
         positions are told by rotation), and what scores are multiplied with."""
         parts = read_parts(self.lm.bridge)
         if parts is None:
             raise UserError(f"{self.lm.name}: how its attention scales and turns its queries is not known here")
-        ids, width, block = torch.tensor([self.ids(prompt)]), parts.d_head, parts.blocks[self.layer]
+        ids, width, block = torch.tensor([self.ids(self.prompt)]), parts.d_head, parts.blocks[self.layer]
         if 0 < block.window < ids.shape[1]:
             raise UserError(f"the prompt has {ids.shape[1]} tokens, and layer {self.layer} looks back {block.window}")
         name = f"blocks.{self.layer}.attn.k.hook_out"
