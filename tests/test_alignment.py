@@ -22,7 +22,7 @@ from hsae.errors import UserError
 from hsae.graph import StepGraph
 from hsae.inspect.tables import run_tables
 from hsae.lab.alignment.saes import trained
-from hsae.lab.alignment.saes_report import penalty, values, verdicts
+from hsae.lab.alignment.saes_report import drift, values
 from hsae.learner import Learner, Moment, accumulate
 from hsae.loop import PROBED
 from hsae.probe import AlignmentProbe, Seen
@@ -380,7 +380,7 @@ def seeds_of(sample_cos: list[float | None], evr: float | None = 0.9) -> list[di
     """What a training of each seed came to: its alignment stays what it is."""
     side = {"batch_cos": 0.1, "inner": None}
     return [
-        {"EVR": None if value is None else evr, "L0": 3.0, "dictionary": 4, "‖W_enc‖": 2.0, "steps": [1, 2]}
+        {"EVR": None if value is None else evr, "L0": 3.0, "dictionary": 4, "steps": [1, 2]}
         | {"alignment": [{s: side | {"sample_cos": value} for s in ("encoder", "decoder")}] * 2}
         for value in sample_cos
     ]
@@ -413,41 +413,28 @@ def test_a_training_of_the_lab_is_its_own_and_tells_what_the_run_says(planted: P
             assert one["steps"] == [1, 2, 4] == [line["step"] for line in mine]
             assert one["alignment"] == [line["alignment"] for line in mine]
             assert one["EVR"] == run.row(name, seed).evr_pooled
-            assert one["‖W_enc‖"] == pytest.approx(run.sae(name, seed).W_enc.norm().item())
 
 
 @pytest.mark.parametrize(
-    ("path", "drift"),
+    ("path", "cosines", "up"),
     [
-        ([[0.0, 0.1], [0.1, 0.2], [0.2, 0.3]], "monotone"),
+        ([[0.0, 0.1], [0.1, 0.2], [0.2, 0.3]], ".050 → .150 → .250", "yes"),
         # Higher in each seed by the same, though not apart beside the seeds' spread.
-        ([[0.0, 0.5], [-0.1, 0.4], [0.01, 0.51]], "up"),
-        ([[0.0, 0.1], [0.1, 0.2], [-0.1, 0.3]], "none"),
-        ([[0.2, 0.3], [0.1, 0.2], [0.0, 0.1]], "none"),
-        ([[0.0, 0.1], [None, None], [0.2, 0.3]], "up"),
-        ([[0.0, 0.1], [0.1, 0.2], [None, None]], "none"),
+        ([[0.0, 0.5], [-0.1, 0.4], [0.01, 0.51]], ".250 → .150 → .260", "yes"),
+        ([[0.0, 0.1], [0.1, 0.2], [-0.1, 0.3]], ".050 → .150 → .100", "no"),
+        ([[0.2, 0.3], [0.1, 0.2], [0.0, 0.1]], ".250 → .150 → .050", "no"),
+        ([[0.0, 0.1], [None, None], [0.2, 0.3]], ".050 → – → .250", "yes"),
+        ([[0.0, 0.1], [0.1, 0.2], [None, None]], ".050 → .150 → –", "no"),
+        ([[0.0], [0.9]], ".000 → .900", "no"),  # a single seed is no evidence
     ],
 )
-def test_verdicts_on_a_sweep(path: list[list[float | None]], drift: str):
-    told = verdicts([values(seeds_of(each)) for each in path], "encoder")
-    assert told[1] == drift
+def test_drift_along_a_sweep(path: list[list[float | None]], cosines: str, up: str):
+    found = drift([values(seeds_of(each)) for each in path], "encoder")
+    assert (found[0], found[2]) == (cosines, up)
 
 
-def test_signs_costs_and_what_is_spared():
-    ends = [values(seeds_of([cos, cos + 0.01], evr)) for cos, evr in ((0.0, 0.9), (0.2, 0.89), (0.5, 0.6))]
-    ends[1]["encoder batch_cos"], ends[2]["encoder batch_cos"] = [0.1, -0.1], [-0.1, -0.11]
-    cosines, _, signs, evr, spared = verdicts(ends, "encoder")
-    assert (cosines, evr) == (".005 → .205 → .505", ".900 → .890 → .600")
-    assert signs == "0 yes, 1 open, 1 no"
-    assert spared == ".205"
-
-
-def test_the_penalty_is_told_by_what_lacks_it():
-    def told(with_it: list[float], without: list[float]) -> str:
-        each = {"bp": with_it, "bp-topk": without}
-        return penalty({(name, "none", 0.0): {"decoder sample_cos": found} for name, found in each.items()})
-
-    assert "-.050 ± " in told([0.3, 0.31], [-0.05, -0.05])
-    assert told([0.3, 0.31], [0.0, 0.01]).endswith("as a decay does.")
-    assert "not seen" in told([0.3, 0.31], [0.3, 0.31])
-    assert "not seen" in told([-0.3, 0.31], [-0.4, 0.21])
+def test_drift_is_by_seed():
+    before, after = values(seeds_of([0.0, 0.5, None])), values(seeds_of([0.1, 0.8, 0.9]))
+    told = drift([before, after], "decoder")
+    # Gains of .1 and .3: their mean, and 12.706 (Student's t, one degree of freedom) times their standard error.
+    assert told[1:] == [".200 ± 1.27", "no"]

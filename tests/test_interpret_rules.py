@@ -20,6 +20,7 @@ from hsae.interpret.features import FIRST, INSIDE, Lexicon
 from hsae.interpret.local import Local, answers
 from hsae.interpret.rules import Clause, Rule, clause, keys, words_of
 from hsae.interpret.words import CLASS_NAMES, KINDS, kind, word_class
+from hsae.intervals import wilson
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_half_of_the_marks_decide():
 def test_balanced_accuracy_and_its_interval():
     # Wilson for 8 of 10 at 95%: .4902 to .9433; for 45 of 50: .7864 to .9565.
     for right, of, low, high in ((8, 10, 0.4902, 0.9433), (45, 50, 0.7864, 0.9565), (0, 10, 0, 0.2775)):
-        share, *ends = score.wilson(right, of)
+        share, *ends = wilson(right, of)
         assert share == right / of
         assert ends == pytest.approx([low, high], abs=1e-4)
     both = score.balanced(8, 10, 45, 50)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from hsae.cli import LAB, LAB_HELP, run
@@ -83,9 +84,18 @@ class TestUnits:
         (tmp_path / unit.file).write_text(torn)
         assert computed([unit], tmp_path, workers=1)["u0"]["n"] == 0
 
-    def test_workers_have_one_thread(self, made: Path, tmp_path: Path):
-        both = [Unit(name, "lab_units_made:threads", {}) for name in "ab"]
-        assert computed(both, tmp_path, workers=2)["a"] == {"threads": 1}
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_units_have_one_thread_and_this_process_gets_its_own_back(self, made: Path, tmp_path: Path, workers: int):
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        try:
+            both = [Unit(name, "lab_units_made:threads", {}) for name in "ab"]
+            assert computed(both, tmp_path, workers=workers)["a"] == {"threads": 1}
+            with pytest.raises(UserError, match="the file is not there"):
+                computed([Unit("c", "lab_units_made:wrong", {})], tmp_path, workers=workers)
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(before)
 
     def test_a_mistake_in_a_worker_is_the_users_line(self, made: Path, tmp_path: Path):
         both = [Unit("a", "lab_units_made:wrong", {}), *units(1)]

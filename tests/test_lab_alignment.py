@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,12 @@ from torch.nn import functional as F
 from hsae import cli
 from hsae.alignment import Alignment
 from hsae.errors import UserError
-from hsae.lab.alignment import AlignmentConfig, report, sweeps, theory
+from hsae.lab.alignment import EXPERIMENTS, AlignmentConfig, report, saes, theory
 from hsae.lab.alignment.job import chapter
 from hsae.lab.alignment.plan import Students, units
 from hsae.lab.alignment.probe import AlignmentProbe
 from hsae.lab.alignment.students import _Bank, train
-
-MINE = ("theorems", "sweep", "activations", "batch", "phase", "classification")
+from hsae.store import Store
 
 
 def by_hand(signal: Tensor, h_a: Tensor, W: Tensor) -> tuple[float, float, float]:
@@ -334,7 +335,7 @@ def test_verdicts(tmp_path: Path):
     found["MLP, DFA @ 0.005"] = {"students": [student(5e-3, 0.87, 0.05)]}  # near, but collapsed
     found["MLP, DFA @ 0"] = {"students": [student(0.0, None, None)]}  # diverged
     found["MLP, SGD @ 0"] = {"students": [student(0.0, -0.5), student(0.0, 0.9)]}
-    text, numbers = sweeps.sweep(found, tmp_path)
+    text, numbers = report.sweep(found, tmp_path)
     # The second is too far off; the last collapsed, as in the paper; and one whose interval is wide agrees.
     assert [agrees for *_, agrees in numbers["verdicts"]] == [True, False, True, True, False, False, True]
     assert "| MLP, Adam | -.02 ± .00 (-.02) yes | .30 ± .00 (.10) **no** |" in text
@@ -347,21 +348,16 @@ def test_verdicts(tmp_path: Path):
         (0.0, 0.9, 0.5): "no",
         (0.0, -0.01, 0.5): "yes",
     }.items():
-        assert sweeps.grows({float(i): [student(i, c)] for i, c in enumerate(cosines)}) == grows
-    assert [sweeps.two(v) for v in (0.123, -0.5, 0.996, 0.0, -1.25)] == [".12", "-.50", "1.00", ".00", "-1.25"]
+        assert report.grows({float(i): [student(i, c)] for i, c in enumerate(cosines)}) == grows
+    assert [report.two(v) for v in (0.123, -0.5, 0.996, 0.0, -1.25)] == [".12", "-.50", "1.00", ".00", "-1.25"]
 
 
 def test_the_early_bump():
-    assert sweeps._peak([-0.2, 0.1, 0.3, -0.1, 0.5, 0.4]) == (2, -0.1)
-    assert sweeps._peak([0.0, 0.1, 0.2]) == (0, 0.0)
+    assert report._peak([-0.2, 0.1, 0.3, -0.1, 0.5, 0.4]) == (2, -0.1)
+    assert report._peak([0.0, 0.1, 0.2]) == (0, 0.0)
 
 
-def test_where_alignment_turns():
-    gammas = (0.0, 1e-4, 1e-2)
-    assert report._crossing(gammas, (-1.0, -0.5, 0.5)) == pytest.approx(1e-3)
-    assert report._crossing(gammas, (0.1, 0.2, 0.5)) is None
-    assert report._crossing(gammas, (-0.1, 0.2, 0.5)) is None  # no power of γ reaches 0
-    assert report._slope([(0.01, 1e-4), (0.02, 4e-4), (0.1, 1e-2)]) == pytest.approx(2)
+def test_the_formula_of_the_batch():
     # The mean of B samples: its length² is ‖E g‖² + S/B.
     assert report._formula(3.0, 0.5, 16.0) == pytest.approx(0.3)
     assert report._formula(0.0, 0.5, 0.0) == 0
@@ -369,7 +365,7 @@ def test_where_alignment_turns():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[AlignmentConfig, Path]:
-    made = AlignmentConfig(scale="tiny", workers=1, experiments=MINE)  # pyright: ignore[reportArgumentType]
+    made = AlignmentConfig(scale="tiny", workers=1)
     out = tmp_path_factory.mktemp("alignment")
     chapter(made, out)
     return made, out
@@ -380,9 +376,9 @@ def test_the_chapter(tiny: tuple[AlignmentConfig, Path]):
     kept = {path: path.stat().st_mtime_ns for path in (out / "units").iterdir()}
     found = chapter(made, out)
     assert kept == {path: path.stat().st_mtime_ns for path in (out / "units").iterdir()}
-    assert set(found.numbers) == set(MINE)
-    assert found.command.startswith("hsae lab alignment theorems sweep")
-    for name in ("phase", "time", "batch", "loss"):
+    assert tuple(found.numbers) == EXPERIMENTS
+    assert found.command == "hsae lab alignment --scale tiny"
+    for name in ("phase", "time", "batch", "saes"):
         assert f"(alignment-{name}.svg)" in found.body
         assert (out / f"alignment-{name}.svg").exists()
     assert "digits" in found.body
@@ -403,6 +399,20 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "    hsae lab alignment theorems --scale tiny" in text
 
 
+def test_a_store_takes_the_place_of_the_harvest(planted: Callable[..., Store], tmp_path: Path):
+    store = planted("given")
+    for name in ("given", str(store.folder)):
+        made = saes.units(AlignmentConfig(scale="tiny", store=name), tmp_path)
+        assert list(made)[:2] == ["none 0", "L2 1e-07"]
+        assert {unit.arguments["settings"]["store"] for unit in made.values()} == {str(store.folder.resolve())}
+    assert not list(tmp_path.glob("stores/*"))
+    # Another store's trainings are others, also under the same name.
+    shutil.rmtree(store.folder)
+    planted("given", sequences=32)
+    other = saes.units(AlignmentConfig(scale="tiny", store="given"), tmp_path)
+    assert {unit.file for unit in made.values()}.isdisjoint(unit.file for unit in other.values())
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -411,6 +421,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         (["--gammas", "0.1", "0.1"], "gammas must be different, from 0 to 1"),
         (["--batch", "0"], "batch must be 1 or above"),
         (["classification", "--images", "nowhere.zip"], "nowhere.zip: no such file"),
+        (["saes", "--store", "nowhere"], "no store 'nowhere'"),
         (["sweep", "--batch", "600"], "a batch of 600 samples"),
     ],
 )
@@ -424,17 +435,9 @@ def test_mistakes_are_one_line(args: list[str], words: str, cache: Path):
 def test_every_scale_plans_the_same_units():
     for scale in ("tiny", "small", "full"):
         made = AlignmentConfig(scale=scale)
-        planned = {name: units(name, made, "cpu") for name in MINE}
+        planned = {name: units(name, made) for name in EXPERIMENTS if name != "saes"}
         # Ten rows of the paper's four decays, five activations and two slow ones, two optimisers on images.
         assert [len(planned[name]) for name in ("sweep", "activations", "classification")] == [40, 7, 8]
         assert all(unit.name.startswith(f"{name}: ") for name, part in planned.items() for unit in part.values())
     seeds = {row.partition(" @")[0]: len(unit.arguments["seeds"]) for row, unit in planned["sweep"].items()}
     assert set(seeds.values()) == {10}
-
-
-def test_students_refuse_what_has_no_meaning():
-    for gamma, sigma in ((-1.0, 0.0), (0.0, -0.1)):
-        with pytest.raises(ValueError, match="0 or above"):
-            Students((gamma,), (sigma,))
-    with pytest.raises(ValueError, match="backprop or random"):
-        Students((0.0,), task="transformer", rule="dfa")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from hsae.lab.hybrid_lm.model import GPT, Size
 from hsae.lab.hybrid_lm.plasticity import Plastic, bound
 from hsae.lab.hybrid_lm.text import read
 from hsae.lab.hybrid_lm.training import collapse, schedule, train
+from hsae.lab.units import Unit
 
 TINY = Size(vocabulary=11, width=8, heads=2, mlp=12, layers=2, context=6, dropout=0.0)
 
@@ -509,6 +511,31 @@ def test_verdicts_follow_the_numbers():
     assert so([4, 2, 3], [4, 2, 3.5])["That is overfittin"]
 
 
+@pytest.mark.parametrize("broken", ["hybrid", "backprop", "hebbian", "tied", "bdh"])
+def test_an_arm_that_diverges_is_told_and_the_report_goes_on(
+    broken: str, cache: Path, tmp_path: Path, monkeypatch: Any
+):
+    nan = {"coherence": None, "collapse": None, "samples": [], "active": [None, None]}
+    point = {"loss": None, "mean": None, "max": None}
+
+    def made(todo: list[Unit], *_: Any) -> dict[str, Any]:
+        """All arms learn, but for one, which is NaN from step 1 on."""
+        base = {"tokens": 1000, "vocabulary": 9, "parameters": 99, "active": [0.1, 0.2], "samples": ["Once"]}
+        found = {u.name: run([3, 2, 2.5], coherence={"words": 0.5, "pairs": 0.1}) | base for u in todo}
+        bad = found[f"{broken} 0"]
+        bad |= {"curve": [bad["curve"][0], bad["curve"][1] | point]} | nan
+        return found
+
+    monkeypatch.setattr("hsae.lab.hybrid_lm.job.computed", made)
+    body = chapter(HybridLMConfig(scale="tiny", parts=("tied", "all-batches", "bdh")), tmp_path).body
+    if broken == "bdh":
+        assert "loss 3.000 → diverged. Of its codes x_s, y_s – and – are" in body
+    else:
+        assert re.search(rf"^\| `{broken}` .*\| \*\*diverged by step 1\*\* \|$", body, re.MULTILINE)
+    assert ("the rise is no smaller with η_h tied" in body) == (broken in ("hebbian", "bdh"))
+    assert ("Pruning leaves" in body) == (broken not in ("hybrid", "backprop"))
+
+
 def test_the_chapter_is_computed_once_and_says_the_same_again(cache: Path, tmp_path: Path):
     settings = HybridLMConfig(scale="tiny", parts=("tied", "rate-1e-2-no-clamp", "bdh"), seeds=(0, 1))
     first = chapter(settings, tmp_path)
@@ -517,7 +544,7 @@ def test_the_chapter_is_computed_once_and_says_the_same_again(cache: Path, tmp_p
     assert len(files) == 9
     assert files == {f: f.stat().st_mtime_ns for f in (tmp_path / "units").iterdir()}
     assert first == again
-    for figure in ("curves", "drift", "arms"):
+    for figure in ("curves", "arms"):
         assert f"(hybrid-lm-{figure}.svg)" in first.body
         assert (tmp_path / f"hybrid-lm-{figure}.svg").stat().st_size > 5000
     runs = first.numbers["runs"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional
 
@@ -19,11 +20,11 @@ from hsae.forward import Forward
 from hsae.intervals import Estimate, estimate
 from hsae.lab.nm_hebb import NMHebbConfig
 from hsae.lab.nm_hebb.backbones import BACKBONES, HOOKED, Basic, ConvNorm, Inverted, hooked, watched
-from hsae.lab.nm_hebb.job import checked, recipes
+from hsae.lab.nm_hebb.job import chapter, recipes
 from hsae.lab.nm_hebb.losses import Gate, consolidation, effect, hebbian_term, pair_loss, partners
 from hsae.lab.nm_hebb.measures import haf, hebbian_cosine, high_frequency, lag_one, measured, nmi, selectivity, speckle
 from hsae.lab.nm_hebb.phases import Pupil, Recipe, train
-from hsae.lab.nm_hebb.report import cell, claims, verdict
+from hsae.lab.nm_hebb.report import cell, claims, measures, verdict
 from hsae.rules import Weights
 from hsae.rules.hebb import Hebb
 from hsae.sae.relu import ReLU
@@ -434,7 +435,33 @@ def test_the_meta_gate_trains():
 
 
 def made(value: float) -> dict:
-    return {"first": {"nmi": value, "accuracy": value}, "second": {"nmi": value + 0.1, "accuracy": value}}
+    names = ("accuracy", "loss", "nmi", "selectivity", "speckle", "speckle_centred", "haf", "term", "activation")
+    first = dict.fromkeys((*names, "weight", "hebb"), value)
+    return {"first": first, "second": first | {"nmi": value + 0.1}, "curves": [[[1.0, 0.1, 0.6], [0.5, 0.2, 0.4]]]}
+
+
+def test_measures_are_of_the_end_unless_another_time_is_named():
+    names = ("accuracy", "loss", "nmi", "selectivity", "speckle", "speckle_centred", "haf", "term", "activation")
+    first = {name: float(i) for i, name in enumerate((*names, "weight", "hebb"))}
+    run = {"first": first, "curves": [[[1.0, 0.1, 0.6], [0.5, 0.2, 0.4]], [[1.0, 0.1, 0.3]]]}
+    found = measures(run | {"second": {name: value + 20 for name, value in first.items()}, "moved": 0.25})
+    heads = (
+        "accuracy",
+        "test CE",
+        "NMI",
+        "selectivity",
+        "speckle",
+        "speckle less means",
+        "HAF",
+        "R",
+        "ā",
+        "w̄",
+        "cos Hebb",
+    )
+    wanted = {head: i + 20.0 for i, head in enumerate(heads)} | {"test CE after phase 1": 1.0, "NMI after phase 1": 2.0}
+    gates = {"ν, at first": 0.6, "ν, end of phase 1": 0.4, "ν, end of phase 2": 0.3}
+    assert found == wanted | gates | {"‖θ - θ⁻‖ / ‖θ⁻‖": 0.25}
+    assert measures(run)["NMI"] == 2
 
 
 def test_verdicts():
@@ -480,7 +507,6 @@ def test_recipes_see_as_many_images_each():
     assert parts["margin"]["0.5"] == parts["comparison"]["phases 1, 2"]
     assert [r.lambda_c for r in parts["consolidation"].values()] == [0.01, 0, 0.01, 0]
     assert [r.mu for r in parts["consolidation"].values()] == [1, 1, 0, 0]
-    assert list(recipes(replace(settings, parts=("margin",)))) == ["margin"]
 
 
 def test_the_chapter_on_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -495,9 +521,9 @@ def test_the_chapter_on_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert f"(nm-hebb-small-{name}.svg)" in text
         assert (tmp_path / f"nm-hebb-small-{name}.svg").stat().st_size > 1000
     numbers = json.loads((tmp_path / "report.json").read_text())["NM-Hebb"]
-    plain = numbers["small"]["runs"]["comparison"]["plain"][0]
-    assert f"| accuracy | {cell(Estimate(1, plain['first']['accuracy']))} |" in text
-    assert "points" not in plain
+    plain = numbers["small"]["measures"]["comparison"]["plain"][0]
+    assert f"| accuracy | {cell(Estimate(1, plain['accuracy']))} |" in text
+    assert "margin" not in numbers["small"]["measures"]
     before = {file.name for file in (tmp_path / "units").iterdir()}
     run([*words, "--out", str(tmp_path), "--epochs", "1", "1"])
     assert {file.name for file in (tmp_path / "units").iterdir()} == before
@@ -505,12 +531,16 @@ def test_the_chapter_on_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_mistakes_are_one_line(tmp_path: Path):
+    for i, kind in enumerate("aabb"):
+        (tmp_path / "six" / kind).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 6), i).save(tmp_path / "six" / kind / f"{i}.png")
     for settings, words in (
         (NMHebbConfig(images=str(tmp_path / "none")), "no such file or folder"),
+        (NMHebbConfig(images=str(tmp_path / "six")), "images of 9 x 6; at least 8 x 8"),
         (NMHebbConfig(layer="layer2.0.conv1"), "layer 'layer2.0.conv1' of small: is not there"),
     ):
         with pytest.raises(UserError, match=words) as error:
-            checked(settings)
+            chapter(settings, tmp_path)
         assert "\n" not in str(error.value)
     for flags, words in (
         (["moon"], "parts must be a part .there is comparison"),

@@ -456,6 +456,10 @@ def test_rows_that_are_not_the_parents_are_refused(cache: Path):
     save_file({"0/W_enc": torch.ones(1, 5), "0/W_enc.latents": torch.tensor([2])}, cache / "runs" / "new" / ROWS)
     assert "nothing was written" in refused(lambda: do("undo", "new"))
     assert {path.name for path in (cache / "runs").iterdir()} == {"parent", "new"}
+    for width, latent in ((4, 2), (5, 99)):
+        wrong = {"0/W_enc": torch.ones(1, width), "0/W_enc.latents": torch.tensor([latent])}
+        save_file(wrong, cache / "runs" / "new" / ROWS)
+        assert "not rows of this run" in refused(lambda: do("undo", "new"))
     (cache / "runs" / "new" / ROWS).unlink()
     assert ROWS in refused(lambda: do("undo", "new"))
 

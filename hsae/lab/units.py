@@ -6,6 +6,7 @@ experiment that is cut off goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -14,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def computed(
         folder: where results are kept; made if it is not there.
         console: where to show progress.
         verb: what is being done, one word.
-        workers: processes; 0: as many as there are cores. With 1 everything happens in this process.
+        workers: processes; 0: as many as there are cores. With 1 everything happens in this process, on one thread too.
 
     Raises:
         UserError: of a unit; or its process died.
@@ -98,14 +99,28 @@ def computed(
         try:
             workers = min(workers or os.cpu_count() or 1, len(todo))
             if workers == 1:
-                for unit in todo:
-                    keep(unit, unit.compute())
+                with _one_thread():
+                    for unit in todo:
+                        keep(unit, unit.compute())
             elif todo:
                 _side_by_side(todo, workers, keep)
         except KeyboardInterrupt:
             done = f"{len(found)} of {len(units)} units of {verb} are kept; the same command goes on from there"
             raise KeyboardInterrupt(f"stopped: {done}") from None
     return {name: found[name] for name in names}
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """As workers have it: with more, sums are taken in another order, and results differ in the last bit."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _side_by_side(units: Sequence[Unit], workers: int, keep: Any) -> None:

@@ -22,6 +22,8 @@ class AlignmentConfig(LabConfig):
 
     experiments: tuple[Experiment, ...] = EXPERIMENTS
     """which to do; all"""
+    store: str = ""
+    """activation store for saes: a name under cache/activations or a path; empty: the bundled model's, harvested"""
     images: str = ""
     """labelled images for classification: CIFAR-10, Fashion-MNIST, a folder of class folders; empty: digits"""
     gammas: tuple[float, ...] = (0.0, 5e-5, 5e-4, 5e-3)
@@ -47,7 +49,7 @@ def alignment(settings: AlignmentConfig, console: Console | None = None) -> Path
         console: where to show progress and tables; None shows nothing.
 
     Raises:
-        UserError: images that cannot be read, a batch larger than the data, or matplotlib is not installed.
+        UserError: images or a store that cannot be read, a batch larger than the data, matplotlib is not installed.
         KeyboardInterrupt: on Ctrl-C; the same call goes on from there.
     """
     from hsae.lab.alignment.job import chapter

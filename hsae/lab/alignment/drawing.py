@@ -9,14 +9,13 @@ from typing import Any
 from hsae.canvas import PALETTE, canvas
 
 
-def over_time(folder: Path, name: str, lines: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """A1 and ‖W‖ over steps; lines of (step, A1, ‖W‖)."""
+def over_time(folder: Path, name: str, titles: Sequence[str], lines: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Two quantities over steps; lines of (step, one, other)."""
     with canvas(folder, name, 1, 2, 3.0) as (_, axes):
-        for i, (label, line) in enumerate(lines.items()):
-            for axis, column in zip(axes, (1, 2), strict=True):
-                axis.plot([p[0] for p in line], [p[column] for p in line], color=PALETTE[i], label=label)
-        axes[0].set(title="cosine of signal and Hebb, A1", xlabel="step", xscale="log")
-        axes[1].set(title="‖W‖", xlabel="step", xscale="log")
+        for column, (axis, title) in enumerate(zip(axes, titles, strict=True), 1):
+            for color, (label, line) in zip(PALETTE, lines.items(), strict=False):
+                axis.plot([p[0] for p in line], [p[column] for p in line], color=color, label=label)
+            axis.set(title=title, xlabel="step", xscale="log")
         axes[1].legend(fontsize=8)
 
 
@@ -35,10 +34,9 @@ def by_batch(folder: Path, name: str, sized: Mapping[float, Mapping[str, Any]]) 
 
 
 def phases(folder: Path, name: str, linear: Mapping[str, Any], mlp: tuple[Any, Any, Any, Any]) -> None:
-    """Alignment by noise and decay, 0 white; linear regression, and the MLP on axes of the values that were tried.
+    """Alignment by noise and decay, 0 white: what `theory.descend` told, and the MLP on axes of the values tried.
 
     Args:
-        linear: what `theory.descend` told.
         mlp: γ, σ, A1 [γ][σ], and for each γ the σ at which theory has 0.
     """
     import numpy as np
@@ -65,16 +63,3 @@ def phases(folder: Path, name: str, linear: Mapping[str, Any], mlp: tuple[Any, A
             axis.set_xlim(axis.dataLim.x0, axis.dataLim.x1)
             axis.legend(fontsize=8, loc="upper left")
             figure.colorbar(mesh, ax=axis)
-
-
-def losses(folder: Path, name: str, students: Sequence[Mapping[str, Any]]) -> None:
-    """Held-out loss of the phase diagram's students against A1 and against oscillation."""
-    with canvas(folder, name, 1, 2, 3.0) as (figure, axes):
-        for axis, key in zip(axes, ("batch_cos", "oscillation"), strict=True):
-            there = [s for s in students if key in s]
-            values, y, colour = ([s[k] for s in there] for k in (key, "loss", "sigma"))
-            axis.set_axisbelow(True)
-            dots = axis.scatter(values, y, c=colour, cmap="viridis", s=14)
-            axis.set(yscale="log", xlabel={"batch_cos": "A1"}.get(key, "oscillation: share of signs that change"))
-        axes[0].set(title="held-out loss")
-        figure.colorbar(dots, ax=axes[1], label="noise σ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import fmean
 from typing import Any
 
@@ -18,34 +18,21 @@ from hsae.errors import UserError, choices
 class _Sums:
     """Of one layer since the last step; `before` is its weight then."""
 
-    signal: Tensor
-    hebbian: Tensor
     before: Tensor
+    signal: Any = 0.0
+    hebbian: Any = 0.0
     samples: int = 0
     cosines: float = 0.0
     inners: float = 0.0
 
-    @classmethod
-    def of(cls, layer: nn.Linear) -> _Sums:
-        before = layer.weight.detach().float().clone()
-        return cls(torch.zeros_like(before), torch.zeros_like(before), before)
-
 
 class AlignmentProbe:
-    """Watches `nn.Linear` layers while a model trains; a context manager that takes its hooks off in the end.
-
-        with AlignmentProbe(model, ["blocks.0.mlp.fc1"]) as probe:
-            for x, y in batches:
-                optimiser.zero_grad()
-                loss(model(x), y).backward()      # once, or for each micro-batch
-                optimiser.step()
-                probe.step()
-            print(probe.mean("blocks.0.mlp.fc1", last=100))
+    """Watches `nn.Linear` layers while a model trains; `step()` closes a step, leaving the `with` takes its hooks off.
 
     All leading axes of a layer's input count samples. The signal is minus the gradient of what `backward` is called on,
     before any preconditioning; `step_cos` is of the change that the optimiser then made. h_b is W h_a, the output
-    without the bias. A module called several times counts all its calls, as its gradient does. Where modules share a
-    weight, the signal is of the named module's calls alone, `step_cos` of all. Passes without gradients are not seen.
+    without the bias. A module called several times counts all its calls, as its gradient does; where modules share a
+    weight, `step_cos` is of all, the rest of its own calls. Passes without gradients are not seen.
 
     Args:
         model: any module, of any floating type.
@@ -67,7 +54,7 @@ class AlignmentProbe:
                 raise UserError(f"layer {name!r}: {what}; {choices(name, linear)}")
         self.history: dict[str, list[Alignment]] = {name: [] for name in layers}
         self._layers = {name: linear[name] for name in layers}
-        self._sums = {name: _Sums.of(layer) for name, layer in self._layers.items()}
+        self._sums = {name: _Sums(layer.weight.detach().float().clone()) for name, layer in self._layers.items()}
         self._hooks = [m.register_forward_hook(self._hook(n), with_kwargs=True) for n, m in self._layers.items()]
 
     def __enter__(self) -> AlignmentProbe:
@@ -95,11 +82,11 @@ class AlignmentProbe:
             sums = self._sums[name]
             if not sums.samples:
                 raise UserError(f"layer {name!r}: no backward pass went through it since the last step")
-            moved = layer.weight.detach().float() - (1 - decay) * sums.before
+            now = layer.weight.detach().float().clone()
             means = sums.cosines / sums.samples, sums.inners / sums.samples
-            batch = batch_cosine(sums.signal, sums.hebbian)
-            self.history[name].append(Alignment(batch, *means, cosine(moved, sums.hebbian)))
-            self._sums[name] = _Sums.of(layer)
+            moved = cosine(now - (1 - decay) * sums.before, sums.hebbian)
+            self.history[name].append(Alignment(batch_cosine(sums.signal, sums.hebbian), *means, moved))
+            self._sums[name] = _Sums(now)
         return {name: told[-1] for name, told in self.history.items()}
 
     def mean(self, layer: str, last: int = 0) -> Alignment:
@@ -111,9 +98,7 @@ class AlignmentProbe:
         told = self.history.get(layer, [])[-last:]
         if not told:
             raise UserError(f"layer {layer!r}: no step of it was seen; {choices(layer, self.history)}")
-        return Alignment(
-            *(fmean(getattr(a, k) for a in told) for k in ("batch_cos", "sample_cos", "inner", "step_cos"))
-        )
+        return Alignment(*(fmean(values) for values in zip(*map(astuple, told), strict=True)))
 
     def _hook(self, name: str) -> Any:
         def forward(layer: nn.Linear, args: tuple[Tensor, ...], given: dict[str, Tensor], output: Tensor) -> None:

@@ -1,22 +1,24 @@
-"""On sparse autoencoders: does weight decay turn backpropagation's signals Hebbian, and what does it cost?
-
-SAEs on the bundled language model's activations, by `hsae train --probe alignment`. Activations and runs are kept in
-the lab's folder.
-"""
+"""SAEs under weight decay, by `hsae train --probe alignment`. Activations and runs are kept in the lab's folder."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from hsae import config
+from hsae.harvesting.config import HarvestConfig
+from hsae.harvesting.job import Job
+from hsae.harvesting.sources import open_source
 from hsae.lab.alignment import AlignmentConfig
-from hsae.lab.alignment.saes_report import KINDS, SIDES, SWEPT, TOPK, draw, text, values
-from hsae.lab.units import Unit, computed
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from hsae.lab.units import Unit
+from hsae.loading import load_lm
+from hsae.store import Store
+from hsae.store.manifest import NAME
+from hsae.trainconfig import TrainConfig
+from hsae.training import train
 
 # Tokens harvested, latents, tokens in a batch, steps, seeds. The learning rate is for so few steps.
 SCALES = {
@@ -25,18 +27,23 @@ SCALES = {
     "full": (300_000, 1024, 4096, 8000, 5),
 }
 LR = 2e-3
+SIDES = ("encoder", "decoder")
+SWEPT = {"bp": SIDES, "bp-tied": SIDES[:1]}
+"""setups whose decay is varied, and what backpropagation trains in each"""
 # From unit norm one latent wins every token here, as configs/bundled.toml says. And bp without an L1 penalty.
-OTHERS = {"bp-dec": {"init_std": 0.25}, "hebb-tied": {"init_std": 0.25}, "residual-hebb": {}}
-OTHERS[TOPK] = {side: {"rule": "backprop", "lr": LR} for side in SIDES} | {"sae": {"kind": "topk", "k": 32}}
+OTHERS = {
+    "bp-dec": {"init_std": 0.25},
+    "bp-topk": {side: {"rule": "backprop", "lr": LR} for side in SIDES} | {"sae": {"kind": "topk", "k": 32}},
+    "hebb-tied": {"init_std": 0.25},
+    "residual-hebb": {},
+}
+DECAYS = {"none": (0.0,), "L2": (1e-7, 1e-6, 1e-5, 1e-4), "decoupled": (0.3, 1.0, 3.0)}
 # Alignment is logged so often in a training.
 POINTS = 40
 
 
 def trained(runs: str, name: str, settings: dict[str, Any], setups: dict[str, Any]) -> dict[str, Any]:
     """A run of `hsae train`, probed: of each setup and seed what it is worth, and its alignment step by step."""
-    from hsae.trainconfig import TrainConfig
-    from hsae.training import train
-
     # A path for a name: the run is the lab's, not one of the user's.
     folder = Path(runs).resolve() / f"{name}-{config.fingerprint([settings, setups])}"
     fixed = {"normalise": {"mode": "variance"}, "baselines": False, "probe": "alignment", "held_out": 4096}
@@ -44,9 +51,8 @@ def trained(runs: str, name: str, settings: dict[str, Any], setups: dict[str, An
     run = train(TrainConfig.from_table(made, "hsae lab alignment"))
     found: dict[str, Any] = {}
     for row in run.result.rows:
-        sae = None if row.diverged else run.sae(row.setup, row.seed)
-        worth = {"EVR": row.evr_pooled, "L0": row.l0, "‖W_enc‖": sae and sae.W_enc.norm().item()}
-        found.setdefault(row.setup, []).append(worth | {"dictionary": row.dictionary, "steps": [], "alignment": []})
+        worth = {"EVR": row.evr_pooled, "L0": row.l0, "dictionary": row.dictionary}
+        found.setdefault(row.setup, []).append(worth | {"steps": [], "alignment": []})
     for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         one = found[record["setup"]][settings["seeds"].index(record["seed"])]
@@ -55,41 +61,27 @@ def trained(runs: str, name: str, settings: dict[str, Any], setups: dict[str, An
     return found
 
 
-def section(settings: AlignmentConfig, out: Path, console: Console | None = None) -> tuple[str, dict[str, Any]]:
-    """The report's section, whose figure is drawn into `out`, and its numbers."""
-    from hsae.device import choose_device
+def units(settings: AlignmentConfig, out: Path) -> dict[str, Unit]:
+    """A training for each decay, `KIND γ`, after the harvest of the bundled model on its stories if no store is given.
 
+    Raises:
+        UserError: no such store, one that is not whole, or one of several hook points.
+    """
     tokens, latents, batch, steps, seeds = SCALES[settings.scale]
-    store = _harvested(out / "stores" / f"stories-{tokens}", tokens, settings.device)
-    common = {"store": str(store), "latents": latents, "batch_tokens": batch, "steps": steps}
+    harvested = out / "stores" / f"stories-{tokens}"
+    if not settings.store and not (harvested / NAME).exists():
+        wanted = HarvestConfig("bundled", data=("bundled",), tokens=tokens, name=harvested.name, device=settings.device)
+        lm = load_lm("bundled", settings.device)
+        Job(wanted, lm, open_source(wanted.data), harvested, Console(quiet=True)).run()
+    store = Store.open(settings.store or harvested)
+    store.hook()  # of several hook points it could not be told which: an error now, not after the other experiments
+    common = {"store": str(store.folder.resolve()), "latents": latents, "batch_tokens": batch, "steps": steps}
     common |= {"seeds": list(range(seeds)), "log_every": max(1, steps // POINTS), "device": settings.device}
-    groups: dict[str, tuple[str, float, Any]] = {"others": ("none", 0.0, OTHERS)}
-    for kind, gamma in [("none", 0.0), *((kind, gamma) for kind, gammas in KINDS.items() for gamma in gammas)]:
+    given = {"runs": str(out / "runs" / store.manifest.fingerprint), "settings": common}
+    planned: dict[str, Unit] = {}
+    for kind, gamma in ((kind, gamma) for kind, gammas in DECAYS.items() for gamma in gammas):
         rule = {"lr": LR, "weight_decay": gamma, "decoupled": kind == "decoupled"}
-        setups = {setup: dict.fromkeys(sides, rule) for setup, sides in SWEPT.items()}
-        groups[f"{kind}-{gamma:g}"] = kind, gamma, setups
-    given = {"runs": str(out / "runs"), "settings": common}
-    units = [Unit(n, f"{__name__}:trained", given | {"name": n, "setups": g[2]}) for n, g in groups.items()]
-    workers = 1 if choose_device(settings.device).type == "cuda" else settings.workers
-    done = computed(units, out / "units", console, "saes", workers)
-    saes = {(setup, *groups[n][:2]): same for n, setups in done.items() for setup, same in setups.items()}
-    cells = {where: values(same) for where, same in saes.items()}
-    draw(out, saes, cells)
-    sizes = f"{latents} latents, {steps:,} steps of {batch:,} tokens, {seeds} seeds"
-    return text(cells, sizes), {" ".join(map(str, where)): found for where, found in cells.items()}
-
-
-def _harvested(folder: Path, tokens: int, device: str) -> Path:
-    """A store of the bundled model's activations on its stories."""
-    from rich.console import Console
-
-    from hsae.harvesting.config import HarvestConfig
-    from hsae.harvesting.job import Job
-    from hsae.harvesting.sources import open_source
-    from hsae.loading import load_lm
-    from hsae.store.manifest import NAME
-
-    if not (folder / NAME).exists():
-        wanted = HarvestConfig(model="bundled", data=("bundled",), tokens=tokens, name=folder.name, device=device)
-        Job(wanted, load_lm("bundled", device), open_source(wanted.data), folder, Console(quiet=True)).run()
-    return folder.resolve()
+        setups: dict[str, Any] = {setup: dict.fromkeys(sides, rule) for setup, sides in SWEPT.items()}
+        arguments = {"name": f"{kind}-{gamma:g}", "setups": setups | (OTHERS if kind == "none" else {})}
+        planned[f"{kind} {gamma:g}"] = Unit(f"saes: {kind} {gamma:g}", f"{__name__}:trained", given | arguments)
+    return planned

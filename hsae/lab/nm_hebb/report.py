@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,12 @@ from hsae.sharing.markdown import plain, table
 
 Run = dict[str, Any]
 Runs = dict[str, dict[str, list[Run]]]  # part, label, one for each seed
-Read = tuple[str, Callable[[Run], float | None]]  # a measure's name; reads it
-
-
-def last(head: str, name: str) -> Read:
-    """What was measured at the end."""
-    return head, lambda run: run.get("second", run["first"])[name]
-
-
-def early(head: str, name: str) -> Read:
-    """What was measured after phase 1."""
-    return head, lambda run: run["first"][name]
-
-
-def nu(head: str, phase: int, look: int) -> Read:
-    """The gate, from the curve of a phase."""
-    return head, lambda run: run["curves"][phase][look][2]
-
-
-ACCURACY, NMI, SELECTIVITY = last("accuracy", "accuracy"), last("NMI", "nmi"), last("selectivity", "selectivity")
-SPECKLE, LESS_MEANS = last("speckle", "speckle"), last("speckle less means", "speckle_centred")
-TERM, GATE = last("R", "term"), nu("ν, end of phase 1", 0, -1)
 # Each part: its title, what to know, its measures.
-PARTS: dict[str, tuple[str, str, tuple[Read, ...]]] = {
+PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "comparison": (
         "Plain training, one phase, both phases",
         "*plain, phase 2* lacks the Hebbian term and nothing else.",
-        (ACCURACY, NMI, SELECTIVITY, SPECKLE, TERM),
+        ("accuracy", "NMI", "selectivity", "speckle", "R"),
     ),
     "sanity": (
         "First experiment: what the Hebbian term does to its layer",
@@ -50,46 +28,69 @@ PARTS: dict[str, tuple[str, str, tuple[Read, ...]]] = {
         "within ±.1; *less means*: of kernels less their means, so that no offset hides it. R compares ā, the mean "
         "activation, with w̄, the mean weight. *centred*: ā less its mean over filters; *local*: only weights follow. "
         "*cos Hebb*: of the term's step with that of Hebb's rule, Σ y x.",
-        (
-            *(ACCURACY, SPECKLE, LESS_MEANS, SELECTIVITY, TERM, last("ā", "activation"), last("w̄", "weight")),
-            *(last("HAF", "haf"), last("cos Hebb", "hebb")),
-        ),
+        ("accuracy", "speckle", "speckle less means", "selectivity", "R", "ā", "w̄", "HAF", "cos Hebb"),
     ),
     "gate": (
         "Second experiment: the gate",
         "*learned* is the source's: φ descends the loss in which ν scales a penalty. *constant* is its scalar, ½.",
-        (ACCURACY, NMI, nu("ν, at first", 0, 0), GATE, nu("ν, end of phase 2", -1, -1)),
+        ("accuracy", "NMI", "ν, at first", "ν, end of phase 1", "ν, end of phase 2"),
     ),
     "margin": (
         "Third experiment: the margin",
         "Embeddings have length 1 and no entry below 0, so that no two are further apart than √2.",
-        (ACCURACY, NMI, early("NMI after phase 1", "nmi")),
+        ("accuracy", "NMI", "NMI after phase 1"),
     ),
     "consolidation": (
         "Consolidation",
         "Phase 2 with and without cross-entropy (CE), with and without the pull to the weights θ⁻ of phase 1.",
-        (
-            *(early("test CE after phase 1", "loss"), last("test CE", "loss"), ACCURACY, NMI),
-            ("‖θ - θ⁻‖ / ‖θ⁻‖", lambda run: run["moved"]),
-        ),
+        ("test CE after phase 1", "test CE", "accuracy", "NMI", "‖θ - θ⁻‖ / ‖θ⁻‖"),
     ),
 }
-ABOVE, BELOW = (0.0, math.inf), (-math.inf, 0.0)
-# The part; what is compared, with what; in what; what is claimed of the difference; the range that this is.
-CLAIMS: tuple[tuple[str, str, str, Read, str, tuple[float, float]], ...] = (
-    ("comparison", "phases 1, 2", "plain", ACCURACY, "+.02 to +.10", (0.02, 0.10)),
-    ("comparison", "phases 1, 2", "plain", NMI, "+.07 to +.15", (0.07, 0.15)),
-    ("comparison", "phase 1", "plain", NMI, "above 0", ABOVE),
-    ("comparison", "phases 1, 2", "phase 1", NMI, "above 0", ABOVE),
-    ("comparison", "phases 1, 2", "plain, phase 2", ACCURACY, "above 0", ABOVE),
-    ("sanity", "source", "none", SPECKLE, "below 0", BELOW),
-    ("sanity", "source", "none", LESS_MEANS, "below 0", BELOW),
-    ("sanity", "source", "none", SELECTIVITY, "above 0", ABOVE),
-    ("sanity", "source", "none", TERM, "below 0", BELOW),
-    ("gate", "learned", "constant", ACCURACY, "above 0", ABOVE),
-    ("gate", "learned", "monotone", GATE, "ours: below 0", BELOW),
-    ("consolidation", "no CE, pull", "no CE, free", last("test CE", "loss"), "below 0", BELOW),
+RANGES = {
+    "above 0": (0.0, math.inf),
+    "below 0": (-math.inf, 0.0),
+    "+.02 to +.10": (0.02, 0.1),
+    "+.07 to +.15": (0.07, 0.15),
+}
+# The part; what is compared, with what; in what; what is claimed of the difference.
+CLAIMS = (
+    ("comparison", "phases 1, 2", "plain", "accuracy", "+.02 to +.10"),
+    ("comparison", "phases 1, 2", "plain", "NMI", "+.07 to +.15"),
+    ("comparison", "phase 1", "plain", "NMI", "above 0"),
+    ("comparison", "phases 1, 2", "phase 1", "NMI", "above 0"),
+    ("comparison", "phases 1, 2", "plain, phase 2", "accuracy", "above 0"),
+    ("sanity", "source", "none", "speckle", "below 0"),
+    ("sanity", "source", "none", "speckle less means", "below 0"),
+    ("sanity", "source", "none", "selectivity", "above 0"),
+    ("sanity", "source", "none", "R", "below 0"),
+    ("gate", "learned", "constant", "accuracy", "above 0"),
+    ("gate", "learned", "monotone", "ν, end of phase 1", "ours: below 0"),
+    ("consolidation", "no CE, pull", "no CE, free", "test CE", "below 0"),
 )
+
+
+def measures(run: Run) -> dict[str, float | None]:
+    """What was measured of a run at its end, but where another time is named, by the tables' names."""
+    first, end, curves = run["first"], run.get("second", run["first"]), run["curves"]
+    return {
+        "accuracy": end["accuracy"],
+        "test CE": end["loss"],
+        "test CE after phase 1": first["loss"],
+        "NMI": end["nmi"],
+        "NMI after phase 1": first["nmi"],
+        "selectivity": end["selectivity"],
+        "speckle": end["speckle"],
+        "speckle less means": end["speckle_centred"],
+        "R": end["term"],
+        "ā": end["activation"],
+        "w̄": end["weight"],
+        "HAF": end["haf"],
+        "cos Hebb": end["hebb"],
+        "ν, at first": curves[0][0][2],
+        "ν, end of phase 1": curves[0][-1][2],
+        "ν, end of phase 2": curves[-1][-1][2],
+        "‖θ - θ⁻‖ / ‖θ⁻‖": run.get("moved"),
+    }
 
 
 def head(data: Images, count: int, epochs: tuple[int, ...], seeds: tuple[int, ...]) -> str:
@@ -107,15 +108,15 @@ def head(data: Images, count: int, epochs: tuple[int, ...], seeds: tuple[int, ..
     )
 
 
-def claims(runs: Runs) -> list[dict[str, Any]]:
+def claims(runs: Runs) -> list[dict[str, str]]:
     """Every claim whose part was done: the mean difference over seeds, and the verdict."""
     found = []
-    for part, one, other, (name, read), says, (low, high) in CLAIMS:
+    for part, one, other, name, says in CLAIMS:
         if part in runs:
-            both = [(read(a), read(b)) for a, b in zip(runs[part][one], runs[part][other], strict=True)]
-            gain = estimate(a - b for a, b in both if a is not None and b is not None)
+            pairs = zip(*([measures(run)[name] for run in runs[part][arm]] for arm in (one, other)), strict=True)
+            gain = estimate(a - b for a, b in pairs if a is not None and b is not None)
             said = {"compared": f"{one} - {other}", "in": name, "claimed": says, "here": cell(gain)}
-            found.append(said | {"verdict": verdict(gain, low, high)})
+            found.append(said | {"verdict": verdict(gain, *RANGES[says.removeprefix("ours: ")])})
     return found
 
 
@@ -144,73 +145,48 @@ def of(backbone: str, layer: str, runs: Runs, out: Path) -> list[str]:
     if found := claims(runs):
         parts.append(table(list(found[0]), [list(claim.values()) for claim in found], "...r."))
     for part, arms in runs.items():
-        title, words, reads = PARTS[part]
-        rows = [(name, *(cell(estimate(map(read, done))) for done in arms.values())) for name, read in reads]
-        parts += [f"### {title}", words, table(("", *arms), rows, "." + "r" * len(arms)), *_share(part, arms)]
-        parts += [f"![{title}]({name}.svg)" for name in drawn(backbone, part, arms, out)]
+        title, words, names = PARTS[part]
+        known = [[measures(run) for run in done] for done in arms.values()]
+        rows = [(name, *(cell(estimate(each[name] for each in done)) for done in known)) for name in names]
+        parts += [f"### {title}", words, table(("", *arms), rows, "." + "r" * len(arms))]
+        if part in FIGURES:
+            FIGURES[part](out, f"nm-hebb-{backbone}-{part}", arms)
+            parts.append(f"![{title}](nm-hebb-{backbone}-{part}.svg)")
     return parts
 
 
-def _share(part: str, arms: dict[str, list[Run]]) -> list[str]:
-    """Whether activations or weights close the gap between ā and w̄."""
-    if part != "sanity":
-        return []
-    (a, b), (w, v) = (
-        [statistics.fmean(run["first"][key] for run in arms[label]) for label in ("none", "source")]
-        for key in ("activation", "weight")
-    )
-    if not (closed := (a - w) - (b - v)) > 0:
-        return ["With the source's term, ā and w̄ end no nearer to each other than without."]
-    return [f"Of what brings ā and w̄ nearer with the source's term, {100 * (a - b) / closed:.0f}% is a change of ā."]
+def _embeddings(out: Path, name: str, arms: dict[str, list[Run]]) -> None:
+    with canvas(out, name, 1, len(arms), 2.1) as (_, panels):
+        for (label, done), panel in zip(arms.items(), panels, strict=True):
+            x, y, kind = zip(*done[0]["points"], strict=True)
+            panel.scatter(x, y, c=kind, cmap="tab10", s=3, linewidths=0)
+            panel.set_title(label)
+            panel.axis("off")
 
 
-def drawn(backbone: str, part: str, arms: dict[str, list[Run]], out: Path) -> list[str]:
-    """Draw a part's figure, where it has one; its name."""
-    name = f"nm-hebb-{backbone}-{part}"
-    if part == "gate":
-        with canvas(out, name, 1, 2, 2.8) as (_, (left, right)):
-            for (label, done), colour in zip(arms.items(), PALETTE, strict=False):
-                gates = [[row[2] for curve in run["curves"] for row in curve] for run in done]
-                left.plot([statistics.fmean(nus) for nus in zip(*gates, strict=True)], color=colour, label=label)
-                terms = [[row[1] for row in run["curves"][0]] for run in done]
-                right.plot([statistics.fmean(values) for values in zip(*terms, strict=True)], color=colour)
-            left.axvline(len(arms["learned"][0]["curves"][0]) - 0.5, color="#888888", linewidth=0.8)
-            left.set(title="ν over phase 1 | phase 2", ylim=(0, 1), xticks=[])
-            right.set(title="R over phase 1", yscale="log", xticks=[])
-            left.legend()
-    elif part == "comparison":
-        with canvas(out, name, 1, len(arms), 2.1) as (_, panels):
-            for (label, done), panel in zip(arms.items(), panels, strict=True):
-                x, y, kind = zip(*done[0]["points"], strict=True)
-                panel.scatter(x, y, c=kind, cmap="tab10", s=3, linewidths=0)
-                panel.set_title(label)
-                panel.axis("off")
-    elif part == "sanity":
-        shown = {"at first": arms["none"][0]["kernels"][0]} | {k: v[0]["kernels"][1] for k, v in arms.items()}
-        with canvas(out, name, 1, len(shown), 1.9) as (_, panels):
-            for (label, kernels), panel in zip(shown.items(), panels, strict=True):
-                panel.imshow(mosaic(kernels), cmap="RdBu_r", vmin=-1, vmax=1)
-                panel.set_title(label)
-                panel.axis("off")
-    else:
-        return []
-    return [name]
-
-
-def mosaic(kernels: list[list[list[float]]]) -> Any:
-    """Kernels in a square, each as bright as it can be, NaN between them."""
+def _filters(out: Path, name: str, arms: dict[str, list[Run]]) -> None:
+    """Kernels in a square, each as bright as it can be."""
     import numpy as np
 
-    tiles = np.pad(np.array(kernels), ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-    tiles = tiles / np.nanmax(abs(tiles), axis=(1, 2), keepdims=True).clip(1e-9)
-    side = math.isqrt(len(tiles))
-    return np.vstack([np.hstack(tiles[i * side : (i + 1) * side]) for i in range(side)])
+    shown = {"at first": arms["none"][0]["kernels"][0]} | {k: v[0]["kernels"][1] for k, v in arms.items()}
+    with canvas(out, name, 1, len(shown), 1.9) as (_, panels):
+        for (label, kernels), panel in zip(shown.items(), panels, strict=True):
+            tiles = np.pad(np.array(kernels), ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+            tiles = tiles / np.nanmax(abs(tiles), axis=(1, 2), keepdims=True).clip(1e-9)
+            square = np.vstack([np.hstack(list(row)) for row in np.split(tiles, math.isqrt(len(tiles)))])
+            panel.imshow(square, cmap="RdBu_r", vmin=-1, vmax=1)
+            panel.set_title(label)
+            panel.axis("off")
 
 
-def without_drawings(runs: Runs) -> dict[str, Any]:
-    """The runs' numbers, less what only a figure needs."""
-    left = ("kernels", "points")
-    return {
-        part: {label: [{k: v for k, v in run.items() if k not in left} for run in done] for label, done in arms.items()}
-        for part, arms in runs.items()
-    }
+def _gates(out: Path, name: str, arms: dict[str, list[Run]]) -> None:
+    with canvas(out, name, 1, 1, 2.4) as (_, (panel,)):
+        for (label, done), colour in zip(arms.items(), PALETTE, strict=False):
+            seeds = [[row[2] for curve in run["curves"] for row in curve] for run in done]
+            panel.plot([statistics.fmean(nus) for nus in zip(*seeds, strict=True)], color=colour, label=label)
+        panel.axvline(len(arms["learned"][0]["curves"][0]) - 0.5, color="#888888", linewidth=0.8)
+        panel.set(title="ν over phase 1 | phase 2", ylim=(0, 1), xticks=[])
+        panel.legend()
+
+
+FIGURES = {"comparison": _embeddings, "sanity": _filters, "gate": _gates}

@@ -125,7 +125,11 @@ def undo(settings: SurgeryConfig, console: Console) -> None:
     own = {name.removeprefix(prefix): rows.pop(name) for name in list(rows) if name.startswith(prefix)}
     result = config.build(Result, parent.pop("result"), str(run.folder / RECORD))
     result = replace(result, origin=f"{of}, by undoing run {run.name}")
-    _make(run, restored(after, own), result, edits[:-1], rows, target, fingerprint)
+    try:
+        before = restored(after, own)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise UserError(f"{run.folder / ROWS}: not rows of this run ({one_line(error)})") from None
+    _make(run, before, result, edits[:-1], rows, target, fingerprint)
     told = f"{target}: bit for bit {of} (fingerprint {fingerprint}); undone: {edits[-1]['words']}"
     tell(settings, {"operation": "undo", "name": target.name, "parent": parent}, console, Text(visible(told)))
 

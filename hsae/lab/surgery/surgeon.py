@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity as cosine
 
 from hsae.errors import UserError
-from hsae.interpret.score import wilson
+from hsae.intervals import wilson
 from hsae.lab.surgery.certificate import Basins, Certificate, Difference, Protocol, Reading, Verdict, difference
 from hsae.lab.surgery.memory import Association, Change, Form, Memory, Target, projected
 
