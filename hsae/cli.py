@@ -172,6 +172,7 @@ def _do(name: str, verb: Verb, args: list[str]) -> int:
         if len(words) > 1 and not several:
             raise UserError(f"hsae {name}: {words[1]!r} belongs to no flag; give flags as --key value")
         table = {**table, verb.words: words if several else words[0]}
+        where = f"hsae {name}" if where == "defaults" else where
     getattr(home, verb.function)(override(kind, _build(kind, table, where), flags, name), _console())
     return 0
 

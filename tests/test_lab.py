@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from hsae.cli import LAB, LAB_HELP, run
@@ -215,6 +216,8 @@ class TestCommandLine:
             UserError, match="hsae lab: no experiment 'surgry'; there is alignment, all, hybrid-lm, nm-hebb, surgery"
         ):
             run(["lab", "surgry"])
+        with pytest.raises(UserError, match="hsae lab surgery: operation must be one of 'study', 'inject'"):
+            run(["lab", "surgery", "injct"])
 
     def test_sections_of_a_config_file(self, tmp_path: Path):
         path = tmp_path / "x.toml"
@@ -242,18 +245,32 @@ class TestAll:
         return asked
 
     def test_one_report_of_all_at_one_scale(self, asked: list[LabConfig], tmp_path: Path):
-        flags = ["--scale", "tiny", "--workers", "1", "--images", "i", "--text", "t", "--out", str(tmp_path)]
+        (tmp_path / "t.txt").write_text("<|endoftext|>".join(f"The story of number {n}." for n in range(40)))
+        images, text = str(tmp_path / "images"), str(tmp_path / "t.txt")
+        for n in range(20):
+            place = tmp_path / "images" / "ab"[n % 2] / f"{n}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 10 * n).save(place)
+        flags = ["--scale", "tiny", "--workers", "1", "--images", images, "--text", text, "--out", str(tmp_path)]
         assert run(["lab", "all", *flags]) == 0
         names = ["SurgeryConfig", "AlignmentConfig", "HybridLMConfig", "NMHebbConfig"]
         assert [type(settings).__name__ for settings in asked] == names
         assert {(s.scale, s.workers, s.out) for s in asked} == {("tiny", 1, "")}
-        assert [getattr(s, "images", None) for s in asked] == [None, "i", None, "i"]
-        assert [getattr(s, "text", None) for s in asked] == [None, None, "t", None]
+        assert [getattr(s, "images", None) for s in asked] == [None, images, None, images]
+        assert [getattr(s, "text", None) for s in asked] == [None, None, text, None]
         text = (tmp_path / "report.md").read_text()
         assert re.findall("^## (.*)", text, re.MULTILINE) == names
         assert [json.loads((tmp_path / "report.json").read_text())[name]["n"] for name in names] == [1, 2, 3, 4]
 
-    def test_a_device_that_is_not_there(self, asked: list[LabConfig], cache: Path):
-        with pytest.raises(UserError, match="device 'cuda:99' is not there"):
-            run(["lab", "all", "--device", "cuda:99"])
+    @pytest.mark.parametrize(
+        ("flags", "line"),
+        [
+            (["--device", "cuda:99"], "device 'cuda:99' is not there"),
+            (["--images", "nowhere"], "nowhere: no such file or folder"),
+            (["--text", "nothing.txt"], "nothing.txt: no such file"),
+        ],
+    )
+    def test_what_is_wrong_is_said_at_once(self, asked: list[LabConfig], cache: Path, flags: list[str], line: str):
+        with pytest.raises(UserError, match=line):
+            run(["lab", "all", *flags])
         assert not asked

@@ -49,6 +49,8 @@ def every(settings: AllConfig, console: Console | None = None) -> Path:
     from hsae.lab.chapter import Chapter, S, folder_of, write
     from hsae.lab.hybrid_lm import HybridLMConfig
     from hsae.lab.hybrid_lm.job import chapter as hybrid_lm
+    from hsae.lab.hybrid_lm.text import read
+    from hsae.lab.images import load_images
     from hsae.lab.nm_hebb import NMHebbConfig
     from hsae.lab.nm_hebb.job import chapter as nm_hebb
     from hsae.lab.surgery import SurgeryConfig
@@ -56,7 +58,10 @@ def every(settings: AllConfig, console: Console | None = None) -> Path:
     from hsae.progress import say
 
     available("lab")
+    # A mistake in the last experiment's input is no use after half an hour.
     choose_device(settings.device)
+    load_images(settings.images)
+    read(settings.text, "", 1)
     out = folder_of(settings, "all")
     common: dict[str, Any] = {f.name: getattr(settings, f.name) for f in dataclasses.fields(LabConfig)} | {"out": ""}
     began, chapters = time.monotonic(), list[Chapter]()
