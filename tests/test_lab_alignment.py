@@ -406,6 +406,11 @@ def test_a_store_takes_the_place_of_the_harvest(planted: Callable[..., Store], t
         assert list(made)[:2] == ["none 0", "L2 1e-07"]
         assert {unit.arguments["settings"]["store"] for unit in made.values()} == {str(store.folder.resolve())}
     assert not list(tmp_path.glob("stores/*"))
+    with pytest.raises(UserError, match="blocks"):
+        saes.units(AlignmentConfig(scale="tiny", store="given", hook="blocks"), tmp_path)
+    (hook,) = store.manifest.hooks
+    named = saes.units(AlignmentConfig(scale="tiny", store="given", hook=hook), tmp_path)
+    assert {unit.arguments["settings"]["hook"] for unit in named.values()} == {hook}
     # Another store's trainings are others, also under the same name.
     shutil.rmtree(store.folder)
     planted("given", sequences=32)

@@ -24,6 +24,8 @@ class AlignmentConfig(LabConfig):
     """which to do; all"""
     store: str = ""
     """activation store for saes: a name under cache/activations or a path; empty: the bundled model's, harvested"""
+    hook: str = ""
+    """hook point of that store; needed only if it has several"""
     images: str = ""
     """labelled images for classification: CIFAR-10, Fashion-MNIST, a folder of class folders; empty: digits"""
     gammas: tuple[float, ...] = (0.0, 5e-5, 5e-4, 5e-3)

@@ -74,8 +74,14 @@ def units(settings: AlignmentConfig, out: Path) -> dict[str, Unit]:
         lm = load_lm("bundled", settings.device)
         Job(wanted, lm, open_source(wanted.data), harvested, Console(quiet=True)).run()
     store = Store.open(settings.store or harvested)
-    store.hook()  # of several hook points it could not be told which: an error now, not after the other experiments
-    common = {"store": str(store.folder.resolve()), "latents": latents, "batch_tokens": batch, "steps": steps}
+    store.hook(settings.hook)  # what is wrong with it is an error now, not after the other experiments
+    common = {
+        "store": str(store.folder.resolve()),
+        "hook": settings.hook,
+        "latents": latents,
+        "batch_tokens": batch,
+        "steps": steps,
+    }
     common |= {"seeds": list(range(seeds)), "log_every": max(1, steps // POINTS), "device": settings.device}
     given = {"runs": str(out / "runs" / store.manifest.fingerprint), "settings": common}
     planned: dict[str, Unit] = {}

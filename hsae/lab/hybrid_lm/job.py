@@ -122,7 +122,8 @@ def figures(runs: Runs, out: Path) -> None:
         )
         for panel, title in zip(panels, titles, strict=True):
             panel.set(title=title, xlabel="step")
-            panel.legend()
+            if panel is not ours:  # where there is no room, and its colours are those of the others
+                panel.legend()
     arms = by_loss(runs)[::-1]
     with canvas(out, "hybrid-lm-arms", 1, 1, 0.6 + 0.17 * len(arms)) as (_, (panel,)):
         for i, (name, run) in enumerate(arms):

@@ -185,8 +185,8 @@ def _gates(out: Path, name: str, arms: dict[str, list[Run]]) -> None:
             seeds = [[row[2] for curve in run["curves"] for row in curve] for run in done]
             panel.plot([statistics.fmean(nus) for nus in zip(*seeds, strict=True)], color=colour, label=label)
         panel.axvline(len(arms["learned"][0]["curves"][0]) - 0.5, color="#888888", linewidth=0.8)
-        panel.set(title="ν over phase 1 | phase 2", ylim=(0, 1), xticks=[])
-        panel.legend()
+        panel.set(title="ν over phase 1 | phase 2", ylim=(0, 1.02), xticks=[])
+        panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 FIGURES = {"comparison": _embeddings, "sanity": _filters, "gate": _gates}
