@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cut import Cut, CutAt
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save
@@ -26,7 +27,6 @@ from hsae.lab.alignment.saes_report import drift, values
 from hsae.learner import Learner, Moment, accumulate
 from hsae.loop import PROBED
 from hsae.probe import AlignmentProbe, Seen
-from hsae.progress import Training
 from hsae.record import Row
 from hsae.reporting import numbers
 from hsae.rules import Weights
@@ -232,21 +232,6 @@ def test_a_probe_changes_nothing_else(planted: Planted):
     # Nor does it name another run.
     named = train(config(setups=["bp"], steps=1))
     assert train(config(setups=["bp"], steps=1, probe="alignment")).folder == named.folder
-
-
-class Cut(Exception):
-    """The end of a process, for a test."""
-
-
-class CutAt(Training):
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.left = step
-
-    def update(self, records: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Cut
 
 
 def test_a_probed_run_that_is_cut_off_ends_the_same(planted: Planted):

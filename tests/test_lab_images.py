@@ -154,7 +154,7 @@ def test_idx_files_of_other_classes(tmp_path: Path):
     assert (data.name, data.classes) == ("mnist", ("0", "1", "2"))
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs the image files beside the checkout")
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the image files of ../shared/data")
 def test_the_real_files():
     cifar = load_images(str(SHARED / "cifar10_test_jpg.zip"))
     assert (cifar.classes, cifar.x_train.shape) == (CIFAR, (8000, 3, 32, 32))

@@ -189,7 +189,7 @@ def test_what_a_head_writes(lm: LM):
     surgeon.undo()
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="stories260K is not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the model stories260K of ../shared/data")
 def test_a_model_that_turns_its_queries():
     from hsae.loading import load_lm
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cut import Cut, CutAt
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from hsae import registry
 from hsae.learner import Learner, Moment
-from hsae.progress import Training
 from hsae.rules import Rule
 from hsae.rules.backprop import Backprop
 from hsae.sae.relu import ReLU
@@ -116,23 +116,6 @@ def test_a_learners_penalty_follows_its_schedule():
         learner.begin(x, Moment(step, 9))
         forward = learner.forward(x)
         assert forward.beside.item() == pytest.approx(factor * 0.8 * forward.code.sum().item() / 6)
-
-
-class Cut(Exception):
-    """The end of a process, for a test."""
-
-
-class CutAt(Training):
-    """Ends training after a step, as a kill between two steps would."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.left = step
-
-    def update(self, records: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Cut
 
 
 SMALL = {"latents": 48, "batch_tokens": 128, "held_out": 256, "log_every": 2, "checkpoint_seconds": 0.0}

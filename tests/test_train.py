@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from cut import Cut, CutAt
 from safetensors.torch import load_file
 
 from hsae.config import read_file
 from hsae.errors import UserError
-from hsae.progress import Training
 from hsae.run import Run
 from hsae.store import Store
 from hsae.trainconfig import TrainConfig
@@ -35,23 +35,6 @@ def config(**changes: Any) -> TrainConfig:
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.folder / "sae.safetensors")
-
-
-class Cut(Exception):
-    """The end of a process, for a test."""
-
-
-class CutAt(Training):
-    """Ends training after a step, as a kill between two steps would."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.left = step
-
-    def update(self, records: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Cut
 
 
 def test_the_four_setups_train_and_backprop_learns(planted: Planted):
