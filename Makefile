@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HSAE := $(BIN)/hsae
 
-.PHONY: install demo test check docs parity lock bench bench-short
+.PHONY: install demo test check docs faults parity lock bench bench-short audit release fuzz
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,11 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
+# 10,000 command lines and configs that nobody means, lies in strangers' files, then each reader by coverage (atheris).
+fuzz: install
+	HSAE_HOSTILE=8000 $(BIN)/python -m pytest -s tests/test_hostile.py tests/test_hostile_files.py
+	for target in config manifest shard; do $(BIN)/python tools/fuzz/run.py $$target $(FUZZ) || exit 1; done
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,6 +37,10 @@ check: install
 # The documentation, to build/site; a warning is an error.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Every fault, injected into real processes; writes docs/reliability.md. About 20 minutes on 2 cores; FAULTS="--short" for 3.
+faults: install
+	$(BIN)/python tools/reliability.py $(FAULTS)
 
 # Exports and imports held against the real packages, each in an environment of its own, made the first time.
 parity: install
@@ -62,3 +71,12 @@ lock:
 	$(VENV)-lock/bin/pip install --quiet '.[dev,docs,gguf,lab]'
 	$(VENV)-lock/bin/pip freeze --exclude hsae | sed 's/+cpu$$//; s/^triton==.*/&; platform_system == "Linux" and platform_machine == "x86_64"/' > requirements.lock
 	rm -rf $(VENV)-lock
+
+# Known flaws of the pinned packages, where an advisory service can be reached.
+audit: install
+	$(BIN)/python tools/supply/audit.py
+
+# The last commit as sdist and wheel, built twice and compared, tried in an empty environment; SBOM, checksums. To dist/.
+release: install
+	rm -rf dist
+	$(BIN)/python tools/supply/release.py dist

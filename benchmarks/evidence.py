@@ -37,7 +37,7 @@ def repeated(store: Store, hook: str, tokens: int, folder: Path) -> Store:
         for shard in manifest.shards:
             if shard.sequences == manifest.shard_sequences:
                 ids, values, keep = store.read(shard, "tokens", hook, keep_key(hook))
-                writer.write(ids, {hook: values}, {hook: keep}, {hook: {}}, None)
+                writer.write(len(writer.records), ids, {hook: values}, {hook: keep}, {hook: {}})
     tables = {"model": manifest.model, "tokenizer": {}, "text": {}, "harvest": {}}
     writer.finish(shard_sequences=manifest.shard_sequences, context=manifest.context, **tables)
     return Store(folder)

@@ -52,7 +52,7 @@ def make_store(folder: Path, made: Planted, dtype: str = "fp32") -> Store:
         keep = {HOOK: torch.ones(made.per_shard, CONTEXT, dtype=torch.bool)}
         tokens = torch.zeros(made.per_shard, CONTEXT, dtype=torch.int32)
         for shard in range(len(writer.records), made.shards):
-            writer.write(tokens, {HOOK: shard_rows(made, shard)}, keep, {HOOK: {}}, shard)
+            writer.write(shard, tokens, {HOOK: shard_rows(made, shard)}, keep, {HOOK: {}})
         tables = {name: {} for name in ("model", "tokenizer", "text", "harvest")}
         writer.finish(shard_sequences=made.per_shard, context=CONTEXT, **tables)
     return Store(folder)

@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers
+
 Outer = tuple[Float[Tensor, "sample out"], Float[Tensor, "sample in"]]
 """l and r: each sample's matrix l_n r_nᵀ"""
 
@@ -58,9 +60,11 @@ def measured(
     return Alignment(batch, sample_cosine(signal, h_b), inner(signal, h_b, h_a))
 
 
-def batch_cosine(signal_sum: Float[Tensor, "out in"], hebbian_sum: Float[Tensor, "out in"]) -> float:
+def batch_cosine(
+    signal_sum: Float[Tensor, "out in"], hebbian_sum: Float[Tensor, "out in"], peers: Peers = HERE
+) -> float:
     """A1: cos(Σ g_n, Σ H_n), of sums or means over a batch."""
-    return cosine(signal_sum, hebbian_sum)
+    return cosine(signal_sum, hebbian_sum, peers)
 
 
 def sample_cosine(signal: Float[Tensor, "sample out"], h_b: Float[Tensor, "sample out"]) -> float:
@@ -76,22 +80,25 @@ def inner(
     return dots([(signal, h_a)], [(h_b, h_a)]).mean().item()
 
 
-def dots(a: Sequence[Outer], b: Sequence[Outer]) -> Float[Tensor, "sample"]:
-    """Each sample's ⟨Σ_i l_i r_iᵀ, Σ_j l_j r_jᵀ⟩ = Σ_ij (l_i · l_j)(r_i · r_j), in float64 on the host."""
-    return torch.stack([_rows(p[0], q[0]) * _rows(p[1], q[1]) for p in a for q in b]).sum(0)
+def dots(a: Sequence[Outer], b: Sequence[Outer], peers: Peers = HERE) -> Float[Tensor, "sample"]:
+    """Each sample's ⟨Σ_i l_i r_iᵀ, Σ_j l_j r_jᵀ⟩ = Σ_ij (l_i · l_j)(r_i · r_j), in float64 on the host.
+
+    Where latents are elsewhere too, l are this rank's and r all alike.
+    """
+    return peers.sum(torch.stack([_rows(p[0], q[0]) * _rows(p[1], q[1]) for p in a for q in b]).sum(0))
 
 
-def cosines(a: Sequence[Outer], b: Sequence[Outer]) -> Float[Tensor, "sample"]:
+def cosines(a: Sequence[Outer], b: Sequence[Outer], peers: Peers = HERE) -> Float[Tensor, "sample"]:
     """Each sample's cosine between two sums of outer products, in float64 on the host."""
-    lengths = (dots(a, a).clamp(min=0) * dots(b, b).clamp(min=0)).sqrt()
-    return torch.where(lengths > 0, dots(a, b) / lengths, 0.0)
+    lengths = (dots(a, a, peers).clamp(min=0) * dots(b, b, peers).clamp(min=0)).sqrt()
+    return torch.where(lengths > 0, dots(a, b, peers) / lengths, 0.0)
 
 
-def cosine(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
+def cosine(a: Float[Tensor, "..."], b: Float[Tensor, "..."], peers: Peers = HERE) -> float:
     """The cosine between two tensors as vectors, in float64; 0 where one of them is 0."""
     a, b = a.cpu().double().flatten(), b.cpu().double().flatten()
-    lengths = (a.norm() * b.norm()).item()
-    return (a @ b).item() / lengths if lengths else 0.0
+    lengths = (peers.length(a.norm()) * peers.length(b.norm())).item()
+    return peers.sum(a @ b).item() / lengths if lengths else 0.0
 
 
 def _rows(a: Float[Tensor, "sample n"], b: Float[Tensor, "sample n"]) -> Float[Tensor, "sample"]:

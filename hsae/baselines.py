@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hsae import config
 from hsae.errors import UserError
-from hsae.files import cache_root, replacing
+from hsae.files import cache_root, lasting_folder, replacing
 from hsae.metrics import Meter
 from hsae.record import Baseline
 from hsae.rules import Usage
@@ -96,7 +96,7 @@ def baselines(
         pass  # Not there, or damaged: then it is made anew.
     result = list(_fit(held, latents, ranks, train_rows, seed))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        lasting_folder(path.parent)
         with replacing(path) as aside:
             tables = [vars(baseline) for baseline in result]
             aside.write_text(json.dumps({"facts": facts, "baselines": tables}, indent=1) + "\n", encoding="utf-8")

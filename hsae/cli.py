@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import errno
 import importlib
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from hsae.errors import UserError, choices
-from hsae.flags import choose_setups, for_each_setup, override
+from hsae.errors import LONGEST, Elsewhere, UserError, choices, cut, one_line, visible
+from hsae.flags import choose_data, choose_setups, for_each_setup, override
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
+
+# This process's number among those that torchrun started: all but the first are quiet.
+RANK = int(os.environ.get("RANK", 0))
 
 HELP = """\
 usage: hsae VERB [CONFIG.toml] [--key value …]
@@ -36,6 +42,9 @@ usage: hsae VERB [CONFIG.toml] [--key value …]
   ablate     take a latent out of the model: what does it predict worse?
   steer      add a latent's direction while the model writes
 
+  verify     read every byte of stores and runs: is anything damaged?
+  repair     hsae repair STORE: harvest just the damaged shards again
+
   export     hsae export RUN --to saelens, sparsify, … (see --help)
   import     hsae import DIR: a SAELens, sparsify or dictionary_learning SAE
   push       a run to the Hugging Face hub; pull brings one from there
@@ -50,7 +59,7 @@ Stores and runs go to cache/ in the working folder, or to $HSAE_CACHE.
 
 @dataclass(frozen=True)
 class Verb:
-    """What a verb does: a function `(settings, console)` that prints, in the module `home`.
+    """What a verb does: a function `(settings, console)` that prints, in the module `home`; it may give an exit code.
 
     Attributes:
         home: the module that has both.
@@ -73,6 +82,8 @@ VERBS = {
     "compare": Verb("hsae.compare", "CompareConfig", "compare", words="runs"),
     "ablate": Verb("hsae.intervene", "AblateConfig", "ablate"),
     "steer": Verb("hsae.intervene", "SteerConfig", "steer"),
+    "verify": Verb("hsae.verify", "VerifyConfig", "verify", words="paths"),
+    "repair": Verb("hsae.verify", "RepairConfig", "repair", words="path"),
     "export": Verb("hsae.export", "ExportConfig", "export", words="run"),
     "import": Verb("hsae.importing", "ImportConfig", "import_sae", words="folder"),
     "push": Verb("hsae.sharing", "PushConfig", "push", words="run"),
@@ -103,15 +114,22 @@ LAB = {
 
 
 def main() -> NoReturn:
-    """Entry point of the `hsae` command. Exit codes: 0 done, 1 a setup diverged, 2 a mistake, 130 Ctrl-C."""
-    _tune_process()
+    """Entry point of the `hsae` command. Exit codes: 0 done, 1 diverged or damage found, 2 a mistake, 130 Ctrl-C."""
     try:
+        _tune_process()
         code = run(sys.argv[1:])
     except UserError as error:
-        print(f"hsae: {error}", file=sys.stderr)
+        if RANK and isinstance(error, Elsewhere):
+            # Torchrun ends all processes when one ends: the one that knows more must come to say so.
+            time.sleep(10)
+        else:
+            _complain(str(error))
         code = 2
     except KeyboardInterrupt as stop:
-        print(f"hsae: {str(stop) or 'stopped; the same command goes on from what is saved'}", file=sys.stderr)
+        if RANK:
+            time.sleep(1)
+        else:
+            _complain(str(stop) or "stopped; the same command goes on from what is saved")
         code = 130
     except BrokenPipeError:
         # The reader of our output (head, less) is gone: that is no error.
@@ -120,9 +138,21 @@ def main() -> NoReturn:
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:  # no file of the user's: a fault of ours
             raise
-        print(f"hsae: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        _complain(f"{error.filename or 'writing'}: {error.strerror}")
         code = 2
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "allocate" in str(error)):  # PyTorch's have no class of their own
+            raise
+        _complain(f"out of memory ({one_line(error, 160)}); take smaller sizes")
+        code = 2
+    # All is done: Ctrl-C while the interpreter clears up would only end in a traceback.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
+
+
+def _complain(line: str) -> None:
+    """One line on stderr, whatever is in it, with the number of the process where there are several."""
+    print(f"hsae: {f'rank {RANK}: ' if RANK else ''}{cut(visible(line), LONGEST)}", file=sys.stderr)
 
 
 def _tune_process() -> None:
@@ -173,8 +203,8 @@ def _do(name: str, verb: Verb, args: list[str]) -> int:
             raise UserError(f"hsae {name}: {words[1]!r} belongs to no flag; give flags as --key value")
         table = {**table, verb.words: words if several else words[0]}
         where = f"hsae {name}" if where == "defaults" else where
-    getattr(home, verb.function)(override(kind, _build(kind, table, where), flags, name), _console())
-    return 0
+    code = getattr(home, verb.function)(override(kind, _build(kind, table, where), flags, name), _console())
+    return code if isinstance(code, int) else 0  # called from Python, some give what they made
 
 
 def _lab(args: list[str]) -> int:
@@ -207,12 +237,15 @@ def _train(args: list[str]) -> int:
     from hsae.trainconfig import TrainConfig
     from hsae.training import train
 
-    where, table, flags = _config_file(args, "train")
-    table, flags = choose_setups(table, flags)
-    if "--data" in flags[:-1]:
-        table = table | {"data": flags[flags.index("--data") + 1]}
-    base = TrainConfig.from_table(table, where)
-    settings = override(TrainConfig, base, for_each_setup(flags, base.setup), "train", _train_description())
+    try:
+        where, table, flags = _config_file(args, "train")
+        table, flags = choose_setups(table, flags, where)
+        table, flags = choose_data(table, flags)
+        base = TrainConfig.from_table(table, where)
+        settings = override(TrainConfig, base, for_each_setup(flags, base.setup), "train", _train_description())
+    except UserError as error:
+        # The processes of one machine read one command line and one file: the first of them says it.
+        raise Elsewhere if os.environ.get("LOCAL_RANK", "0") != "0" else error from None
     console = _console()
     result = train(settings, Training(console))
     console.print(run_table(result))
@@ -236,21 +269,20 @@ def _train_description() -> str:
 
 
 def _evaluate(args: list[str]) -> int:
-    from rich.console import Console
-
     from hsae.evaluate import EvaluateConfig, evaluate
     from hsae.inspect.losses import show
+    from hsae.terminal import Terminal
 
     where, table, flags = _config_file(args, "evaluate")
     settings = override(EvaluateConfig, _build(EvaluateConfig, table, where), flags, "evaluate")
-    show(evaluate(settings, Console(stderr=True)), _console(), settings.json)
+    show(evaluate(settings, Terminal(stderr=True)), _console(), settings.json)
     return 0
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from hsae.terminal import Terminal
 
-    return Console()
+    return Terminal(quiet=RANK > 0)
 
 
 def _build(kind: type[T], table: Mapping[str, Any], where: str) -> T:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
+import math
 import tomllib
 import types
 import typing
@@ -13,13 +15,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from hsae import registry
-from hsae.errors import UserError, choices
+from hsae.errors import UserError, choices, one_line, shown
 
 SECTIONS = (
     *("harvest", "train", "inspect", "browse", "serve", "interpret", "evaluate", "compare", "ablate", "steer"),
-    *("export", "import", "push", "pull", "paper", "lab"),
+    *("verify", "repair", "export", "import", "push", "pull", "paper", "lab"),
 )
 """sections of a config file: one for each verb; [lab] holds one for each experiment, such as [lab.surgery]"""
+
+MOST_BYTES = 16 << 20
+"""of a config file; what is larger, such as a device without an end, is none"""
 
 T = TypeVar("T")
 
@@ -34,7 +39,39 @@ class Registered:
 def require(ok: bool, field: str, wanted: str, value: object) -> None:
     """For `__post_init__`: refuse a value out of range. The reader of the table adds where it stood."""
     if not ok:
-        raise ValueError(f"{field} must be {wanted}, not {value!r}")
+        raise ValueError(f"{field} must be {wanted}, not {shown(value)}")
+
+
+def check(value: Any, where: str, path: str = "") -> None:
+    """Refuse what nothing here can be set to: a number that is not finite or needs over 64 bits, text that is no text.
+
+    Args:
+        value: settings, or a value of theirs.
+        where: the file or the command, for the error line.
+        path: the dotted place of the value in it.
+
+    Raises:
+        UserError: there is such a value.
+    """
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, (dict, list, tuple)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            check(inner, where, f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else str(key))
+    elif wanted := _unfit(value):
+        raise UserError(f"{where}: {path} must be {wanted}, not {shown(value)}")
+
+
+def _unfit(value: Any) -> str:
+    """What a number or a text should be instead; empty: it is fit."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a whole number of at most 64 bits"
+    # The system hands over bytes that are not UTF-8 as halves of surrogate pairs.
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        return "Unicode text without NUL"
+    return ""
 
 
 def read_file(path: str | Path, section: str) -> dict[str, Any]:
@@ -44,7 +81,11 @@ def read_file(path: str | Path, section: str) -> dict[str, Any]:
         UserError: no such file, not TOML, or a top-level key that is no section.
     """
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
+            raise UserError(f"{path}: over {MOST_BYTES >> 20} MiB, so not a config file")
+        data = tomllib.loads(raw.decode("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file") from None
     except IsADirectoryError:
@@ -53,8 +94,10 @@ def read_file(path: str | Path, section: str) -> dict[str, Any]:
         raise UserError(f"{path}: not UTF-8 text, so not a TOML config file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+    except ValueError as error:  # TOMLDecodeError is one; so is what a number of thousands of digits raises
+        raise UserError(f"{path}: not valid TOML: {one_line(error)}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply to be a config file") from None
     for key in data:
         if key not in SECTIONS:
             raise UserError(f"{path}: unknown section [{key}]; {choices(key, SECTIONS)}")
@@ -78,10 +121,17 @@ def build(kind: type[T], table: Mapping[str, Any], where: str, path: str = "") -
     Raises:
         UserError: an unknown key, a wrong type or a value out of range.
     """
-    table = {key.replace("-", "_"): value for key, value in table.items()}
+    spelt = {key.replace("-", "_"): value for key, value in table.items()}
+    if len(spelt) < len(table):
+        twice = next(key for key in table if "-" in key)
+        raise UserError(f"{where}: {path + '.' if path else ''}{twice} is set twice, with - and with _")
+    table = spelt
     if issubclass(kind, Registered) and kind.selector in table:
         name = table.pop(kind.selector)
         kind = registry.find(kind.package, str(name), kind, where=f"{where}: {path}.{kind.selector}")
+    if issubclass(kind, Registered) and inspect.isabstract(kind):
+        known = ", ".join(registry.names(kind.package))
+        raise UserError(f"{where}: {path} must name its {kind.selector} first; there is {known}")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # pyright: ignore[reportArgumentType]
     hints = typing.get_type_hints(kind)
     values = {}
@@ -108,7 +158,9 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 def _convert(hint: Any, value: Any, where: str, path: str) -> Any:
     """One value to the type that its field declares, or an error line."""
     # A lambda: tests check the types of nested functions anew at every call, which is slow.
-    wrong = lambda wanted: UserError(f"{where}: {path} must be {wanted}, not {value!r}")  # noqa: E731
+    wrong = lambda wanted: UserError(f"{where}: {path} must be {wanted}, not {shown(value)}")  # noqa: E731
+    if wanted := _unfit(value):
+        raise wrong(wanted)
     if hint is Any:
         return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)

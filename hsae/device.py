@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from hsae.errors import UserError, choices
@@ -10,12 +12,16 @@ from hsae.errors import UserError, choices
 def choose_device(name: str) -> torch.device:
     """The device that a name stands for; `auto` is the first that is there of cuda, mps, cpu.
 
+    Of several processes on one machine, started by torchrun, each has a GPU of its own: that of its local number.
+
     Raises:
         UserError: the named one is not there.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, ok in there.items() if ok)
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         if there.get(name.partition(":")[0], False):
             device = torch.device(name)

@@ -69,6 +69,7 @@ class Diagnosis:
     def add(self, forward: Forward, state: State | None = None) -> None:
         """Count a micro-batch, which the rule sees with that state."""
         x, code, latents = forward.x, forward.code, len(forward.encoder.W)
+        _, won = forward.encoder.peers.ranked(forward.u, 1)
         active = code.sign()
         back = (forward.error * (2 / forward.width)) @ forward.decoder.W.T
         mse = (back * active.abs()).T @ x
@@ -78,7 +79,7 @@ class Diagnosis:
         self._add("l1", active.T @ x)
         self._add("l2", code.T @ x)
         self._add("fired", active.abs().sum(0))
-        self._add("won", torch.bincount(forward.u.argmax(1), minlength=latents).to(x.dtype))
+        self._add("won", torch.bincount(won, minlength=latents).to(x.dtype))
         synapse = forward.synapse("encoder", state)
         signal = self._rule.signal(synapse)
         if signal is not None:
@@ -93,29 +94,29 @@ class Diagnosis:
 
     def result(self, before: Weights, after: Weights) -> Diagnostics:
         """The diagnostics of the step that led from `before` to `after`."""
-        sums, change = self._sums, after.W - before.W
+        sums, change, peers = self._sums, after.W - before.W, after.peers
         assert after.b is not None
         norms, drift = after.W.norm(dim=1), after.b - self._start
         distance = (norms - 1).abs()
         split = {}
         if "mass" in sums:
-            positive, negative = sums["mass"].tolist()
+            positive, negative = peers.sum(sums["mass"]).tolist()
             split = {
                 "anti_share": negative / (positive + negative) if positive + negative else 0.0,
-                "hebbian_cos_mse": cosine(sums["hebbian"], -sums["mse"]),
-                "anti_cos_l1": cosine(sums["anti"], -sums["l1"]),
-                "anti_cos_l2": cosine(sums["anti"], -sums["l2"]),
+                "hebbian_cos_mse": cosine(sums["hebbian"], -sums["mse"], peers),
+                "anti_cos_l1": cosine(sums["anti"], -sums["l1"], peers),
+                "anti_cos_l2": cosine(sums["anti"], -sums["l2"], peers),
             }
         return Diagnostics(
-            winner_entropy=entropy(sums["won"]),
-            usage_gini=gini(sums["fired"]),
-            norm_distance=distance.mean().item(),
-            norm_converged=(distance < 0.01).float().mean().item(),
-            bias_drift=drift.mean().item(),
-            bias_lowest=after.b.min().item(),
-            cos_mse=cosine(change, -sums["mse"]),
-            cos_l1=cosine(change, -sums["l1"]),
-            cos_l2=cosine(change, -sums["l2"]),
+            winner_entropy=entropy(peers.join(sums["won"])),
+            usage_gini=gini(peers.join(sums["fired"])),
+            norm_distance=peers.mean(distance).item(),
+            norm_converged=peers.mean((distance < 0.01).float()).item(),
+            bias_drift=peers.mean(drift).item(),
+            bias_lowest=-peers.largest(-after.b.min()).item(),
+            cos_mse=cosine(change, -sums["mse"], peers),
+            cos_l1=cosine(change, -sums["l1"], peers),
+            cos_l2=cosine(change, -sums["l2"], peers),
             **split,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,10 +18,16 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from hsae.errors import UserError
+from hsae.errors import Elsewhere, UserError
 
 # One rank may make baselines or write a large checkpoint while the others wait.
 PATIENCE = timedelta(hours=2)
+# Tensors of fewer numbers share a message.
+SMALL = 1 << 16
+
+
+class OutOfMemory(Exception):
+    """Another rank ran out of memory, and all are to begin the step again."""
 
 
 class Ranks:
@@ -47,6 +53,10 @@ class Ranks:
         """Every rank's tensor, in their order. First dimensions may differ, the others not."""
         return [value]
 
+    def collect(self, value: Shaped[Tensor, "..."]) -> list[Tensor] | None:
+        """Every rank's tensor, in their order and on the processor, at the first rank; None at the others."""
+        return [value]
+
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""
         return flag
@@ -54,6 +64,39 @@ class Ranks:
     def share(self, total: int) -> slice:
         """This rank's part of so many things in a row; the parts are as equal as can be."""
         return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+
+    def apart(self) -> Ranks:
+        """The same ranks, for the messages of another thread. All must call it, in one order with other messages."""
+        return self
+
+    def agree(self) -> None:
+        """Wait until every rank has come so far.
+
+        Raises:
+            OutOfMemory: one of them called `give_up` instead.
+        """
+
+    def give_up(self) -> None:
+        """Say that this rank has run out of memory: whatever the others wait for raises `OutOfMemory` there."""
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """Rank 0 does it, then the others do. Where rank 0 fails, they do not begin.
+
+        Raises:
+            Elsewhere: at the others, if it failed.
+        """
+        if self.rank and self.any(False):
+            raise Elsewhere
+        try:
+            yield
+        except BaseException:
+            if not self.rank:
+                with suppress(Elsewhere):
+                    self.any(True)
+            raise
+        if not self.rank:
+            self.any(False)
 
 
 ALONE = Ranks()
@@ -64,38 +107,93 @@ class Group(Ranks):
 
     Args:
         group: the process group.
+        agreeing: `sum`, `largest` and `gather` agree first, when all memory that they need is there.
+
+    Raises:
+        Elsewhere: (in every method) one of them has ended.
     """
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: Any, agreeing: bool = False) -> None:
         import torch.distributed as dist
 
-        self._group, self._dist = group, dist
+        self._group, self._dist, self._agreeing = group, dist, agreeing
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def sum(self, values: Sequence[Tensor]) -> list[Tensor]:
-        return [self._reduced(value, self._dist.ReduceOp.SUM) for value in values]
+        # Two statistics may be one tensor. Small ones go as one message: each costs a round through all ranks.
+        unlike = {id(value): value.detach() for value in values}
+        shared: dict[Any, list[int]] = {}
+        for key, value in unlike.items():
+            shared.setdefault((value.dtype, value.device) if value.numel() < SMALL else key, []).append(key)
+        messages = [torch.cat([unlike[key].reshape(-1) for key in keys]) for keys in shared.values()]
+        self.agree()
+        found: dict[int, Tensor] = {}
+        for keys, message in zip(shared.values(), messages, strict=True):
+            self._reduce(message, self._dist.ReduceOp.SUM)
+            parts = message.split([unlike[key].numel() for key in keys])
+            found |= {key: part.view(unlike[key].shape) for key, part in zip(keys, parts, strict=True)}
+        return [found[id(value)] for value in values]
 
     def largest(self, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        return self._reduced(value, self._dist.ReduceOp.MAX)
-
-    def _reduced(self, value: Tensor, op: Any) -> Tensor:
         value = value.detach().clone(memory_format=torch.contiguous_format)
-        self._dist.all_reduce(value, op, self._group)
+        self.agree()
+        self._reduce(value, self._dist.ReduceOp.MAX)
         return value
 
     def gather(self, value: Shaped[Tensor, "..."]) -> list[Tensor]:
-        length = torch.zeros(self.size, dtype=torch.int64, device=value.device)
-        length[self.rank] = len(value)
-        lengths = self._reduced(length, self._dist.ReduceOp.SUM).tolist()
+        lengths = torch.zeros(self.size, dtype=torch.int64)
+        lengths[self.rank] = len(value)
+        self.agree()
+        self._reduce(lengths, self._dist.ReduceOp.SUM)
         # Gloo wants pieces of one size.
-        padded = value.new_zeros(max(lengths), *value.shape[1:])
-        padded[: len(value)] = value
+        padded = value.new_zeros(int(lengths.max()), *value.shape[1:])
+        padded[: len(value)] = value.detach()
         parts = [torch.empty_like(padded) for _ in lengths]
-        self._dist.all_gather(parts, padded, self._group)
-        return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+        self.agree()
+        with _reached():
+            self._dist.all_gather(parts, padded, self._group)
+        return [part[:length] for part, length in zip(parts, lengths.tolist(), strict=True)]
+
+    def collect(self, value: Shaped[Tensor, "..."]) -> list[Tensor] | None:
+        lengths = torch.zeros(self.size, dtype=torch.int64)
+        lengths[self.rank] = len(value)
+        self._reduce(lengths, self._dist.ReduceOp.SUM)
+        padded = torch.zeros(int(lengths.max()), *value.shape[1:], dtype=value.dtype)
+        padded[: len(value)] = value.detach()
+        parts = None if self.rank else [torch.empty_like(padded) for _ in lengths]
+        with _reached():
+            self._dist.gather(padded, parts, group=self._group, group_dst=0)
+        return parts and [part[:length] for part, length in zip(parts, lengths.tolist(), strict=True)]
 
     def any(self, flag: bool) -> bool:
-        return bool(self._reduced(torch.tensor(float(flag)), self._dist.ReduceOp.MAX))
+        # On the processor, so that no rank waits for its GPU.
+        said = torch.tensor(float(flag))
+        self._reduce(said, self._dist.ReduceOp.MAX)
+        return bool(said)
+
+    def apart(self) -> Ranks:
+        return Group(self._dist.new_group(backend="gloo"))
+
+    def agree(self) -> None:
+        if self._agreeing and self.any(False):
+            raise OutOfMemory
+
+    def give_up(self) -> None:
+        if self._agreeing:
+            self.any(True)
+
+    def _reduce(self, value: Tensor, op: Any) -> None:
+        with _reached():
+            self._dist.all_reduce(value, op, self._group)
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """A message to the other ranks."""
+    try:
+        yield
+    except RuntimeError:  # whatever the backend says, the cause is told where it happened
+        raise Elsewhere("another of the processes has ended; give the same command again to go on") from None
 
 
 @dataclass(frozen=True)
@@ -106,6 +204,14 @@ class Grid:
     latent: Ranks = ALONE
     everyone: Ranks = ALONE
 
+    def total(self, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        """The sum over all ranks, of what each has of its tokens and its latents."""
+        return self.data.sum(self.latent.sum([value]))[0]
+
+
+ONE = Grid()
+"""a process of its own"""
+
 
 def launched() -> tuple[int, int]:
     """This process's rank and the number of ranks, as torchrun tells them; (0, 1) for a process of its own."""
@@ -113,33 +219,35 @@ def launched() -> tuple[int, int]:
 
 
 @contextmanager
-def grid(device: torch.device, latent_ranks: int = 1) -> Iterator[Grid]:
+def grid(latent_ranks: int = 1) -> Iterator[Grid]:
     """Join the other ranks that torchrun started, and leave them at the end.
 
+    NCCL connects CUDA devices, Gloo processors. Where each rank holds all latents, ranks of `data` agree before every
+    message, so that one that runs out of memory can have all begin a step again.
+
     Args:
-        device: where the training's tensors are: NCCL connects CUDA devices, Gloo processors.
         latent_ranks: how many ranks share out a dictionary.
 
     Raises:
-        UserError: the ranks do not make a grid of that shape.
+        UserError: the ranks do not make a grid of that shape; the first says so.
     """
-    _, size = launched()
+    rank, size = launched()
     if size % latent_ranks:
-        raise UserError(
-            f"{size} processes cannot share dictionaries {latent_ranks} at a time: give a divisor of {size}"
-        )
+        wanted = f"a divisor of the number of processes, {size} (torchrun --nproc-per-node starts more)"
+        raise Elsewhere if rank else UserError(f"--latent-ranks must be {wanted}, not {latent_ranks}")
     if size == 1:
         yield Grid()
         return
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    both = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo", timeout=PATIENCE)
     try:
-        mesh = init_device_mesh(device.type, (size // latent_ranks, latent_ranks), mesh_dim_names=("data", "latent"))
-        data, latent = (
-            Group(mesh.get_group(name)) if mesh.size(i) > 1 else ALONE for i, name in enumerate(("data", "latent"))
-        )
+        # The mesh only names the ranks: a device is chosen later, and each backend serves its own.
+        mesh = init_device_mesh("cpu", (size // latent_ranks, latent_ranks), mesh_dim_names=("data", "latent"))
+        data = Group(mesh.get_group("data"), agreeing=latent_ranks == 1) if mesh.size(0) > 1 else ALONE
+        latent = Group(mesh.get_group("latent")) if latent_ranks > 1 else ALONE
         yield Grid(data, latent, Group(dist.group.WORLD))
     finally:
         dist.destroy_process_group()

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+from hsae import config
 from hsae.errors import UserError, choices
 
 T = TypeVar("T")
@@ -41,18 +42,23 @@ def override(kind: type[T], default: T, args: list[str], verb: str, description:
         if not unknown[0].startswith("-"):
             raise UserError(f"hsae {verb}: {unknown[0]!r} belongs to no flag; give flags as --key value")
         raise UserError(f"hsae {verb}: no flag {unknown[0]}; {choices(unknown[0], names)}")
+    config.check(settings, f"hsae {verb}")
     return settings
 
 
 def _condensed(box: str) -> str:
-    """The message inside a box of tyro's: its lines up to the first rule, in one."""
+    """The message inside a box of tyro's: its lines between two rules (hyphens where stdout is not UTF-8), in one."""
     lines = []
     for line in box.splitlines()[1:]:
         text = line.strip().strip("│").strip()
-        if set(text) <= set("─╰╯"):
-            break
+        if set(text) <= set("─╰╯-"):
+            if lines:
+                break
+            continue
         lines.append(text)
-    return re.sub(r"^Error parsing (?:[A-Z]\w*: )?", "", " ".join(lines)) or "the flags cannot be read"
+    said = re.sub(r"^Error parsing (?:[A-Z]\w*: )?", "", " ".join(lines)) or "the flags cannot be read"
+    unset = r"no type matching \{None\}\|(\w+) could be instantiated from \[(.*)\]\.$"
+    return re.sub(unset, r"\1 is wanted, not \2", said)
 
 
 def _switches(args: list[str], default: Any) -> list[str]:
@@ -88,10 +94,13 @@ _SELECTORS = {"encoder": "rule", "decoder": "rule", "sae": "kind", "revive": "ki
 _SELECTS = re.compile(r"--(?:setup\.(?P<setup>[\w-]+)\.)?(?P<part>(?:en|de)coder(?:\.rule)?|(?:sae|revive)(?:\.kind)?)")
 
 
-def choose_setups(table: dict[str, Any], args: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Move `--setups`, `--setup` and the choice of rules and variants from the flags into the table."""
-    setups: dict[str, Any] = {name: dict(changes) for name, changes in table.get("setup", {}).items()}
-    names, chosen, left = table.get("setups"), [], []
+def choose_setups(table: dict[str, Any], args: list[str], where: str) -> tuple[dict[str, Any], list[str]]:
+    """Move `--setups`, `--setup` and the choice of rules and variants from the flags into the table of `where`."""
+    from hsae.trainconfig import setups_of
+
+    names, tables = setups_of(table, where)
+    setups: dict[str, Any] = {name: dict(changes) for name, changes in tables.items()}
+    chosen, left = [], []
     args = [part for arg in args for part in (arg.split("=", 1) if re.match(r"--[\w.-]+=", arg) else [arg])]
     i = 0
     while i < len(args):
@@ -111,9 +120,6 @@ def choose_setups(table: dict[str, Any], args: list[str]) -> tuple[dict[str, Any
         else:
             left.append(args[i])
         i += 1
-    from hsae.trainconfig import PAPER_SETUPS
-
-    names = list(names or PAPER_SETUPS)
     for flag, setup, part, value in chosen:
         if setup is not None and setup not in names:
             raise UserError(f"{flag}: setup {setup} is not trained; {choices(setup, names)}")
@@ -122,8 +128,26 @@ def choose_setups(table: dict[str, Any], args: list[str]) -> tuple[dict[str, Any
     return {
         **table,
         "setups": names,
-        "setup": {n: t for n, t in setups.items() if n in names or n in table.get("setup", {})},
+        "setup": {n: t for n, t in setups.items() if n in names or n in tables},
     }, left
+
+
+def choose_data(table: dict[str, Any], args: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Move the kind of the data, on which other defaults depend, from the flags into the table.
+
+    `--stream MODEL` stands for `--data stream --stream.model MODEL`, and any flag of a stream for a stream.
+    """
+    args = ["--stream.hooks" if arg == "--stream.hook" else arg for arg in args]
+    if "--stream" in args:
+        at = args.index("--stream")
+        if at + 1 == len(args) or args[at + 1].startswith("--"):
+            raise UserError("--stream needs a model: a Hub id, a folder, or bundled")
+        args[at] = "--stream.model"
+    if any(arg.startswith("--stream.") for arg in args):
+        table = table | {"data": "stream"}
+    if "--data" in args[:-1]:
+        table = table | {"data": args[args.index("--data") + 1]}
+    return table, args
 
 
 def for_each_setup(args: list[str], setups: Mapping[str, Any]) -> list[str]:

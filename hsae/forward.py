@@ -20,7 +20,7 @@ from hsae.sae.relu import ReLU
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """The loss for dead latents: which they are, how many a token may use, and its weight."""
+    """The loss for dead latents: which of those here they are, how many of all a token may use, and its weight."""
 
     dead: Int[Tensor, "some"]
     k: int
@@ -35,6 +35,9 @@ class Forward:
     The loss, summed over tokens: ‖x̂ - x‖² / width + the variant's penalty (and its proxy's error, and the dead
     latents' loss, where there are such). So its mean over tokens is the mean squared error over tokens and dimensions,
     plus those. Where the variant has prefixes, the first term is the mean over them.
+
+    Where other ranks hold latents too, errors and loss are the whole dictionary's; codes, usage and the gradients for
+    what belongs to a latent are those of the latents here.
 
     Args:
         x: activations, centred.
@@ -56,14 +59,16 @@ class Forward:
         auxiliary: Auxiliary | None = None,
     ) -> None:
         self.x, self.variant, self.auxiliary = x, variant, auxiliary
-        self.encoder = weights["encoder"]
+        self.encoder, self.peers = weights["encoder"], weights["encoder"].peers
         self.tied = "decoder" not in weights
         self.decoder = weights["encoder" if self.tied else "decoder"]
         self.b_dec = None if self.tied else self.decoder.b
         self.width = x.shape[1]
         self._competitions: dict[tuple[float, bool], Competition] = {}
-        ends = variant.prefixes(len(self.encoder.W))
-        self._parts = [slice(a, b) for a, b in zip((0, *ends), ends, strict=False)]
+        latents = len(self.encoder.W)
+        ends, first = variant.prefixes(self.peers.whole(latents)), self.peers.first
+        here = [min(max(end - first, 0), latents) for end in ends]
+        self._parts = [slice(a, b) for a, b in zip((0, *here), here, strict=False)]
 
     @cached_property
     def u(self) -> Float[Tensor, "token latent"]:
@@ -74,7 +79,7 @@ class Forward:
     @cached_property
     def code(self) -> Float[Tensor, "token latent"]:
         """The latents' activations."""
-        return self.variant.activate(self.u, self.encoder.extra)
+        return self.variant.activate(self.u, self.encoder.extra, self.peers)
 
     @cached_property
     def usage(self) -> Usage:
@@ -94,9 +99,9 @@ class Forward:
             if not known and not self.tied:
                 # A decoder's rule will ask for the drive.
                 drive = self.x.new_empty(len(self.x), len(self.encoder.W))
-            done = compete(self.x, self.encoder.W, self.encoder.b, temperature, signed, drive)
+            done = compete(self.x, self.encoder.W, self.encoder.b, temperature, signed, drive, self.peers)
             if done is None:
-                done = Competition.of(self.u, self.x, temperature, signed)
+                done = Competition.of(self.u, self.x, temperature, signed, self.peers)
             elif drive is not None:
                 self.__dict__["u"] = drive
             self._competitions[temperature, signed] = done
@@ -107,7 +112,7 @@ class Forward:
         """Reconstruction minus input, of each prefix of the dictionary."""
         wanted, errors = self.x if self.b_dec is None else self.x - self.b_dec, []
         for part in self._parts:
-            done = torch.addmm(wanted, self.code[:, part], self.decoder.W[part], beta=1 if errors else -1)
+            done = self.peers.addmm(wanted, self.code[:, part], self.decoder.W[part], beta=1 if errors else -1)
             errors.append(done)
             wanted = done
         return errors
@@ -120,7 +125,7 @@ class Forward:
     @cached_property
     def beside(self) -> Float[Tensor, ""]:
         """What the loss has beside ‖x̂ - x‖² / width, summed over tokens."""
-        rest = self._penalty()
+        rest = self.peers.sum(self._penalty())
         if len(self._errors) > 1:
             squares = torch.stack([error.square().sum() for error in self._errors])
             rest = rest + (squares.mean() - squares[-1]) / self.width
@@ -130,6 +135,7 @@ class Forward:
         return rest
 
     def _penalty(self) -> Float[Tensor, ""]:
+        """The variant's penalty on the latents that are here."""
         return self.variant.penalty(self.u, self.code, self.width)
 
     @cached_property
@@ -139,7 +145,7 @@ class Forward:
         if code is None:
             return None
         wanted = self.x if self.b_dec is None else self.x - self.b_dec
-        return _Side(code, torch.addmm(wanted, code, self.decoder.W, beta=-1), 1.0)
+        return _Side(code, self.peers.addmm(wanted, code, self.decoder.W, beta=-1), 1.0)
 
     @cached_property
     def _revived(self) -> _Side | None:
@@ -148,10 +154,10 @@ class Forward:
         if aux is None:
             return None
         u = self._drive_of(aux.dead)
-        top = u.topk(aux.k, dim=1, sorted=False)
-        code = torch.zeros_like(u).scatter_(1, top.indices, torch.relu(top.values))
+        value, latent = self.peers.top(u, aux.k)
+        code = torch.zeros_like(u).scatter_(1, latent, torch.relu(value))
         # The error is reconstruction minus input: what is left to explain is its negative.
-        return _Side(code, torch.addmm(self.error, code, self.decoder.W[aux.dead]), aux.weight)
+        return _Side(code, self.peers.addmm(self.error, code, self.decoder.W[aux.dead]), aux.weight)
 
     def _drive_of(self, latents: Int[Tensor, "some"]) -> Float[Tensor, "token some"]:
         return self.u[:, latents]

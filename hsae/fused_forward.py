@@ -46,7 +46,7 @@ def fused_forward(
         l1: the penalty's weight on x's device, which a captured graph can be given anew; the variant's by default.
     """
     selection = variant.selection(weights["encoder"].extra)
-    if selection is None or selection.least or weights["encoder"].b is None:
+    if selection is None or selection.least or weights["encoder"].b is None or weights["encoder"].peers.several:
         return None
     from hsae.kernels import triton_relu, triton_topk
 

@@ -24,6 +24,7 @@ from hsae.rules import Weights
 from hsae.rules.backprop import Backprop
 from hsae.rules.softhebb import SoftHebb
 from hsae.store.rows import RowStream
+from hsae.streaming import StreamRows
 
 # Steps that run as they stand before one is captured: kernels are compiled and libraries make ready in them.
 WARM = 3
@@ -237,9 +238,11 @@ class Uploads:
         return slot
 
 
-def on_device(rows: RowStream, batch: int, start: int, device: torch.device) -> Iterator[Float[Tensor, "token width"]]:
+def on_device(
+    rows: RowStream | StreamRows, batch: int, start: int, device: torch.device
+) -> Iterator[Float[Tensor, "token width"]]:
     """A store's batches on a device: from rows that all lie in its memory if they fit, else uploaded ahead."""
-    if fits(rows.rows_per_epoch, rows.width, rows.dtype.itemsize, device):
+    if isinstance(rows, RowStream) and fits(rows.rows_per_epoch, rows.width, rows.dtype.itemsize, device):
         resident = Resident(rows.shards(), rows.rows_per_epoch, device)
         return (resident.pick(numbers) for numbers in rows.numbers(batch, start))
     return Uploads(rows.batches(batch, start=start), device)

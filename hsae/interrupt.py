@@ -10,7 +10,9 @@ from typing import Any
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag, so that a step is never cut in two; a second Ctrl-C ends at once.
+    """Ctrl-C, or SIGTERM, sets a flag, so that a step is never cut in two; a second Ctrl-C ends at once.
+
+    Torchrun and batch systems end a process by SIGTERM, and give it half a minute.
 
     Yields:
         a function: was Ctrl-C pressed?
@@ -18,16 +20,18 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     pressed = []
 
     def press(number: int, frame: Any) -> None:
-        if pressed:
+        # Batch systems send SIGTERM to a process and to its parent, which hands it on.
+        if pressed and number == signal.SIGINT:
             raise KeyboardInterrupt
         pressed.append(number)
 
     try:
-        old = signal.signal(signal.SIGINT, press)
+        old = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread: Ctrl-C is somebody else's
         yield lambda: False
         return
     try:
         yield lambda: bool(pressed)
     finally:
-        signal.signal(signal.SIGINT, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hsae.dist import ALONE, ONE, Grid, Ranks
 from hsae.forward import Auxiliary, Forward
 from hsae.fused_forward import Products, fused_forward
 from hsae.kernels.softhebb import competes
@@ -21,7 +23,7 @@ from hsae.rules.backprop import Backprop
 from hsae.sae import SAE, Selection
 from hsae.sae.relu import ReLU
 from hsae.setup import Setup
-from hsae.sparse_forward import SparseForward
+from hsae.sparse_forward import SparseForward, highest
 from hsae.start import initial_weights
 from hsae.steering import Steering
 
@@ -54,9 +56,11 @@ class Learner:
         latents: size of the dictionary.
         centre: what is taken from activations before the encoder and added after the decoder, [width].
         products: how a GPU multiplies.
+        ranks: the processes that share out the dictionary. All call the same methods with the same tokens.
 
     Attributes:
-        weights: `encoder` and, unless tied, `decoder`.
+        peers: those processes, as the weights know them.
+        weights: `encoder` and, unless tied, `decoder`: this process's rows.
         state: for each synapse, what its rule carries from step to step.
         l0: active latents a token, in the last micro-batch; below 0 before the first.
     """
@@ -69,12 +73,14 @@ class Learner:
         latents: int,
         centre: Float[Tensor, "width"],
         products: Products = "ieee",
+        ranks: Ranks = ALONE,
     ) -> None:
         self.name, self.setup, self.seed, self.centre = name, setup, seed, centre.clone()
         self.rules: dict[str, Rule] = {"encoder": setup.encoder}
         if setup.decoder is not None:
             self.rules["decoder"] = setup.decoder
-        start = initial_weights(setup, len(centre), latents, seed)
+        start = initial_weights(setup, len(centre), latents, seed, ranks)
+        self.peers = start["encoder"].peers
         self.weights = {n: self._constrained(n, w.map(lambda t: t.to(centre.device))) for n, w in start.items()}
         self.state: dict[str, State] = {n: rule.start(self.weights[n]) for n, rule in self.rules.items()}
         self.steering = Steering(setup.target_l0 if setup.variant.penalised else None)
@@ -83,26 +89,37 @@ class Learner:
         self._variant = setup.variant
         self._auxiliary: Auxiliary | None = None
 
-    def begin(self, x: Float[Tensor, "token width"], moment: Moment, micro_batch: int = 0) -> None:
-        """Make ready for a batch: the step's sparsity, the cut over the whole batch, the dead latents' loss."""
+    def begin(self, x: Float[Tensor, "token width"], moment: Moment, micro_batch: int = 0, grid: Grid = ONE) -> None:
+        """Make ready for a batch: the step's sparsity, the cut over the whole batch, the dead latents' loss.
+
+        Args:
+            x: activations, not centred: this process's share of the batch.
+            moment: the step.
+            micro_batch: tokens computed at once; 0: as many as are fast.
+            grid: who has the other shares, and the other latents.
+        """
         setup, blocks = self.setup, x.split(self.tokens(micro_batch))
         if setup.init_gain and moment.step == 1:
-            self._settle(blocks)
-            self._fit_gain(blocks)
+            self._settle(blocks, grid)
+            self._fit_gain(blocks, grid)
         self._variant = setup.variant.weighted(setup.schedule.sparsity(moment.step) * self.steering.factor)
-        self._settle(blocks)
+        self._settle(blocks, grid)
         self._auxiliary = None
         if setup.revive is not None and moment.dead is not None:
             dead = moment.dead.nonzero().squeeze(1)
-            plan = setup.revive.auxiliary(len(dead), len(self.centre))
+            plan = setup.revive.auxiliary(self.peers.count(moment.dead), len(self.centre))
             self._auxiliary = None if plan is None else Auxiliary(dead, *plan)
 
-    def _settle(self, blocks: tuple[Float[Tensor, "_ width"], ...]) -> None:
+    def _settle(self, blocks: tuple[Float[Tensor, "_ width"], ...], grid: Grid) -> None:
         """Set what the variant finds over the whole batch."""
         variant, encoder = self.setup.variant, self.weights["encoder"]
         if variant.whole_batch:
-            above = lambda floor: torch.cat([self._above(floor, block) for block in blocks])  # noqa: E731
-            extra = variant.settle(above, sum(map(len, blocks)), encoder.extra)
+
+            def above(floor: Tensor) -> Tensor:
+                return torch.cat([self._above(floor, block) for block in blocks])
+
+            (tokens,) = grid.data.sum([torch.tensor(sum(map(len, blocks)))])
+            extra = variant.settle(above, int(tokens), encoder.extra, grid)
             self.weights["encoder"] = replace(encoder, extra=dict(extra))
 
     def _above(self, floor: Float[Tensor, ""], x: Float[Tensor, "token width"]) -> Float[Tensor, "drive"]:
@@ -116,13 +133,14 @@ class Learner:
         u = self.forward(x).u
         return u[u > floor]
 
-    def _fit_gain(self, blocks: tuple[Float[Tensor, "_ width"], ...]) -> None:
+    def _fit_gain(self, blocks: tuple[Float[Tensor, "_ width"], ...], grid: Grid) -> None:
         """Scale the encoder so that reconstructions are as long as what they reconstruct."""
         match = torch.zeros(2, dtype=torch.float64)
         for block in blocks:
             forward = self.forward(block)
             made = forward.x + forward.error
             match += torch.stack([(made * forward.x).sum(), made.square().sum()]).cpu()
+        (match,) = grid.data.sum([match])
         gain = (match[0] / match[1]).item() if match[1] > 0 else 1.0
         encoder = self.weights["encoder"]
         if gain > 0:
@@ -146,7 +164,7 @@ class Learner:
         """
         done, dense = 0, self.tokens(micro_batch)
         plain = self.setup.tied and isinstance(self._variant, ReLU)
-        if not reconstructed and plain and self.setup.encoder.competes and competes(x.device):
+        if not reconstructed and plain and self.setup.encoder.competes and competes(x.device, self.peers):
             # No [token, latent] matrix will be made.
             dense = micro_batch or SPARSE_TOKENS
         while done < len(x):
@@ -160,7 +178,7 @@ class Learner:
             yield forward
             done += len(forward.x)
             if self._sparse:
-                self.l0 = forward.usage.fired.sum().item() / len(forward.x)
+                self.l0 = self.peers.sum(forward.usage.fired.sum()).item() / len(forward.x)
 
     def _fused_forward(self, x: Float[Tensor, "token width"]) -> Forward | None:
         """A micro-batch by a GPU's fused kernels; None where there are none for it."""
@@ -170,14 +188,18 @@ class Learner:
 
     def tokens(self, micro_batch: int = 0) -> int:
         """Tokens whose [token, latent] matrices are computed at once; 0: as many as are fast."""
-        fast = min(max(CELLS // len(self.weights["encoder"].W), TOKENS[0]), TOKENS[1])
+        fast = min(max(CELLS // self.peers.most(len(self.weights["encoder"].W)), TOKENS[0]), TOKENS[1])
         return micro_batch or (fast if self.centre.device.type == "cpu" else 1 << 40)
+
+    @cached_property
+    def _compiled(self) -> bool:
+        """Whether compiled code for sparse codes is there, at all ranks: they must go the same way."""
+        return not self.peers.ranks.any(not available(self.centre.device))
 
     @property
     def _sparse(self) -> bool:
-        """Whether compiled code for sparse codes is there, and all of the setup's rules take them."""
-        device = self.centre.device
-        return device.type == "cpu" and all(rule.sparse for rule in self.rules.values()) and available(device)
+        """Whether that can be used: all of the setup's rules take sparse codes."""
+        return self._compiled and all(rule.sparse for rule in self.rules.values())
 
     def _sparse_tokens(self) -> int:
         """Tokens whose sparse code fits, with as much again to spare."""
@@ -185,23 +207,27 @@ class Learner:
 
     def _expected_l0(self) -> float:
         """Active latents a token, as far as is known; half of them before the first step."""
-        selection, latents = self._variant.selection(self.weights["encoder"].extra), len(self.weights["encoder"].W)
+        encoder = self.weights["encoder"]
+        selection, latents = self._variant.selection(encoder.extra), self.peers.whole(len(encoder.W))
         if selection is not None and selection.k:
             return float(min(selection.k, latents))
         return latents * 0.5 if self.l0 < 0 else self.l0
 
     def _sparse_forward(self, x: Float[Tensor, "token width"]) -> SparseForward | None:
         """A micro-batch by its sparse code; None where that cannot be, is slower, or does not fit."""
-        encoder = self.weights["encoder"]
-        if not self._sparse or self._expected_l0() > DENSE * len(encoder.W) or x.dtype != torch.float32:
+        encoder, dense = self.weights["encoder"], DENSE * self.peers.whole(len(self.weights["encoder"].W))
+        if not self._sparse or self._expected_l0() > dense or x.dtype != torch.float32:
             return None
         selection = self._variant.selection(encoder.extra)
         if selection is None or encoder.b is None:
             return None
         x, room = x - self.centre, int((2 * self._expected_l0() + 64) * len(x))
         code = encode(x, encoder.W, encoder.b, selection, min(room, len(x) * len(encoder.W)))
-        if code is None:
+        # What does not fit at one rank is computed otherwise at all.
+        if self.peers.ranks.any(code is None) or code is None:
             return None
+        if selection.k:
+            code = highest(code, selection.k, self.peers)
         return SparseForward(x, self.weights, self._variant, selection, code, self._auxiliary)
 
     def statistics(self, forward: Forward) -> dict[str, Statistics]:
@@ -244,7 +270,8 @@ class Learner:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + moment.step)
         done = moment.step / moment.steps
         x = x - self.centre
-        fresh = self.setup.variant.parameters(1) | {"b": self.setup.encoder.bias(len(moment.dead))[:1]}
+        b = self.setup.encoder.bias(self.peers.whole(len(moment.dead)))[:1]
+        fresh = self.setup.variant.parameters(1) | {"b": b}
         state, rules = self.state, self.rules
         patient = Patient(x, loss, moment.dead, self.weights, fresh, state, rules, moment.step, done, generator)
         if (changed := self.setup.revive.revive(patient)) is not None:
@@ -258,22 +285,23 @@ class Learner:
         return replace(weights, W=torch.nn.functional.normalize(weights.W, dim=1))
 
     def sae(self, scale: float) -> SAE:
-        """The SAE as it stands, with the centre folded into its biases."""
+        """The SAE as it stands, with the centre folded into its biases; `SAE.joined` has all processes' latents."""
         encoder, decoder = self.weights["encoder"], self.weights.get("decoder", self.weights["encoder"])
         assert encoder.b is not None
         b_enc = encoder.b - encoder.W @ self.centre
         b_dec = self.centre if self.setup.tied or decoder.b is None else self.centre + decoder.b
         own = self.setup.variant.inference(encoder.extra)
-        return SAE(encoder.W, b_enc, decoder.W, b_dec, self.setup.variant, scale, own)
+        return SAE(encoder.W, b_enc, decoder.W, b_dec, self.setup.variant, scale, own, self.peers)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that going on needs, under flat names."""
+        """Everything that going on needs, under flat names; the whole dictionary's, at the first of its ranks."""
         flat = {"centre": self.centre, "steering": self.steering.tensor()}
         flat["l0"] = torch.tensor(self.l0, dtype=torch.float64)
         for name, weights in self.weights.items():
             flat |= {f"{name}.{key}": value for key, value in weights.items().items()}
             flat |= {f"{name}.state.{key}": value for key, value in self.state[name].items()}
-        return flat
+        split = self._split()
+        return {key: self.peers.collect(value) if key in split else value for key, value in flat.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` gave, onto this learner's device."""
@@ -281,9 +309,32 @@ class Learner:
         self.centre = tensors["centre"].to(device)
         self.steering.restore(tensors["steering"])
         self.l0 = tensors["l0"].item()
+        split = self._split()
+
+        def mine(key: str) -> Tensor:
+            return (self.peers.mine(tensors[key]) if key in split else tensors[key]).to(device)
+
         for name, weights in self.weights.items():
-            self.weights[name] = Weights.of({key: tensors[f"{name}.{key}"].to(device) for key in weights.items()})
-            self.state[name] = {key: tensors[f"{name}.state.{key}"].to(device) for key in self.state[name]}
+            own = {key: mine(f"{name}.{key}") for key in weights.items()}
+            self.weights[name] = Weights.of(own, self.peers)
+            self.state[name] = {key: mine(f"{name}.state.{key}") for key in self.state[name]}
+
+    def _split(self) -> set[str]:
+        """Which of `tensors` have a row a latent: those that are longer where there is one latent more."""
+        shapes: list[dict[str, torch.Size]] = []
+        for latents in (1, 2):
+            shapes.append({})
+            for name, weights in self.weights.items():
+                like = {key: value.new_empty(value.shape, device="meta") for key, value in weights.items().items()}
+                like |= self.setup.variant.parameters(latents) if name == "encoder" else {}
+                like["W"] = like["W"].new_empty(latents, like["W"].shape[1])
+                if name == "encoder" and "b" in like:
+                    like["b"] = like["b"].new_empty(latents)
+                state = self.rules[name].start(Weights.of(like))
+                shapes[-1] |= {f"{name}.{key}": value.shape for key, value in like.items()}
+                shapes[-1] |= {f"{name}.state.{key}": value.shape for key, value in state.items()}
+        one, two = shapes
+        return {key for key, shape in one.items() if shape != two[key]}
 
 
 def accumulate(total: dict[str, Statistics], more: Mapping[str, Statistics]) -> None:
@@ -293,3 +344,12 @@ def accumulate(total: dict[str, Statistics], more: Mapping[str, Statistics]) -> 
         for key, value in statistics.items():
             # Not in place: two synapses may have been given the same tensor.
             there[key] = there[key] + value if key in there else value
+
+
+def combine(statistics: Mapping[str, Statistics], ranks: Ranks) -> dict[str, Statistics]:
+    """A batch's statistics from those of the ranks' shares of it."""
+    names = [(synapse, key) for synapse, each in statistics.items() for key in each]
+    total: dict[str, Statistics] = {}
+    for (synapse, key), value in zip(names, ranks.sum([statistics[s][k] for s, k in names]), strict=True):
+        total.setdefault(synapse, {})[key] = value
+    return total

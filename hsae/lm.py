@@ -135,7 +135,10 @@ class LM:
             return ""
         right, fast = self.tap(tokens, hooks), self._fast.tap(tokens.to(self.device), hooks)
         for hook in hooks:
-            error = ((fast[hook] - right[hook]).norm() / right[hook].norm().clamp_min(1e-30)).item()
+            # Where the model itself gives numbers that are none, there is nothing to compare.
+            rows = right[hook].isfinite().all(-1)
+            difference, norm = (fast[hook] - right[hook])[rows].norm(), right[hook][rows].norm()
+            error = (difference / norm.clamp_min(1e-30)).item()
             if not error <= TOLERANCE:
                 return f"{hook}: the fast computation differs from TransformerLens' by {error:.1e}; it is not used"
         self._trusted.update(hooks)
@@ -144,6 +147,19 @@ class LM:
     def trusts_fast(self, hooks: Sequence[str]) -> bool:
         """Whether `tap` computes these hook points by the fast implementation."""
         return bool(hooks) and self._trusted.issuperset(hooks)
+
+    def way(self, hooks: Sequence[str]) -> dict[str, Any]:
+        """How `tap` computes these hook points: what the last digits of a result may depend on.
+
+        `tap` is "fast" or "bridge", `kernels` the C kernels' vectors. The number of threads is in it only where PyTorch
+        computes products.
+        """
+        fast = self._fast if self.trusts_fast(hooks) else None
+        found: dict[str, Any] = {"tap": "bridge" if fast is None else "fast", "torch": torch.__version__}
+        if fast is not None and fast.lanes:
+            return found | {"kernels": f"C, {fast.lanes} lanes"}
+        threads = {"threads": torch.get_num_threads()} if torch.device(self.device).type == "cpu" else {}
+        return found | {"kernels": "PyTorch"} | threads
 
     @cached_property
     def _fast(self) -> FastTap | None:

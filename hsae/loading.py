@@ -48,7 +48,8 @@ def load_lm(
 
         gguf = {"gguf_file": Path(place).name} if path and path.suffix == ".gguf" else {}
         folder = str(Path(place).parent) if gguf else place
-        loaded = _load_tokenizer(tokenizer) if tokenizer else _load_tokenizer(folder, name, **common, **gguf)
+        common_tokenizer = {"trust_remote_code": trust_remote_code} if tokenizer else {**common, **gguf}
+        loaded = _load_tokenizer(tokenizer or folder, tokenizer or name, **common_tokenizer)
         try:
             model = _load_gguf(folder, gguf["gguf_file"]).to(device) if gguf else None
             bridge = TransformerBridge.boot_transformers(
@@ -61,7 +62,7 @@ def load_lm(
         except UserError:
             raise
         except Exception as error:  # transformers and TransformerLens raise whatever fits an architecture
-            raise UserError(f"model {name}: cannot be loaded: {one_line(error)}") from error
+            raise UserError(f"model {name}: {cannot_load(error)}") from error
     bridge.eval()
     return LM(bridge, loaded, name, device, commit)
 
@@ -115,7 +116,17 @@ def _on_the_hub(name: str, revision: str) -> tuple[str, str]:
         return folder, Path(folder).name
 
 
-def _load_tokenizer(place: str, said: str = "", **options: Any) -> Any:
+def cannot_load(error: Exception) -> str:
+    """Words for what transformers says of a model or a tokeniser that it does not load."""
+    if "trust_remote_code" in str(error):
+        return (
+            "needs code from its own folder or repository, which could do anything here; read that code, and give "
+            "--trust-remote-code (of harvest, evaluate, ablate, steer, serve) if you trust it"
+        )
+    return f"cannot be loaded: {one_line(error)}"
+
+
+def _load_tokenizer(place: str, said: str, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -123,7 +134,7 @@ def _load_tokenizer(place: str, said: str = "", **options: Any) -> Any:
     except ImportError as error:
         raise _needs_gguf(error) from None
     except Exception as error:  # as for models
-        raise UserError(f"{said or place}: no tokeniser ({one_line(error)}); name one with --tokenizer") from error
+        raise UserError(f"tokeniser of {said}: {cannot_load(error)}; --tokenizer names another") from error
 
 
 def _load_gguf(folder: str, file: str) -> Any:

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers
+from hsae.dist import Ranks
 from hsae.rules import Usage
 from hsae.sae import SAE
 
@@ -43,13 +45,14 @@ class Meter:
 
     Args:
         centre: x̄, the mean activation that EVR compares with, [width].
-        latents: the size of the dictionary.
+        latents: those that are here, of the dictionary.
+        peers: who holds the others, and counts the same tokens.
     """
 
-    def __init__(self, centre: Float[Tensor, "width"], latents: int) -> None:
+    def __init__(self, centre: Float[Tensor, "width"], latents: int, peers: Peers = HERE) -> None:
         # MPS has no float64.
         self._exact = torch.float32 if centre.device.type == "mps" else torch.float64
-        self._centre = centre
+        self._centre, self._peers = centre, peers
         self._sums = torch.zeros(4, dtype=self._exact, device=centre.device)
         self.fired = torch.zeros(latents, dtype=self._exact, device=centre.device)
         self._ratios: list[Tensor] = []
@@ -67,8 +70,8 @@ class Meter:
         Args:
             x: the activations.
             error: x̂ - x.
-            usage: how the latents fired.
-            penalty: the sparsity term of the loss, summed over the tokens.
+            usage: how the latents here fired.
+            penalty: the sparsity term of the loss, summed over the tokens and over all latents.
         """
         squared = error.to(self._exact).square().sum(1)
         spread = (x - self._centre).to(self._exact).square().sum(1)
@@ -77,14 +80,36 @@ class Meter:
         self._ratios.append(1 - squared / spread)
         self.count(usage, len(x))
 
-    def count(self, usage: Usage, tokens: int) -> None:
-        """Count only which latents fired on so many tokens."""
+    def count(self, usage: Usage, tokens: int, loss: float = 0.0) -> None:
+        """Count only which latents fired on so many tokens, and what is known of the loss, summed over them."""
         self.fired += usage.fired
         self._tokens += tokens
+        if loss:
+            self._sums[0] += loss
+
+    @property
+    def loss(self) -> float:
+        """The mean of what `count` was told."""
+        return self._sums[0].item() / self._tokens
+
+    @property
+    def l0(self) -> float:
+        """Active latents a token."""
+        return self._peers.sum(self.fired.sum()).item() / self._tokens
+
+    def combine(self, ranks: Ranks) -> None:
+        """Take in what the other ranks counted on their shares of the tokens."""
+        if ranks.size > 1:
+            tokens = self._sums.new_tensor(self._tokens)
+            self._sums, self.fired, tokens = ranks.sum([self._sums, self.fired, tokens])
+            self._tokens = int(tokens)
+            if self._ratios:
+                self._ratios = ranks.gather(torch.cat(self._ratios))
 
     def result(self) -> Metrics:
         """The metrics of all that was added."""
-        squared, spread, l1, penalty = self._sums.tolist()
+        squared, spread, _, penalty = self._sums.tolist()
+        l1 = self._peers.sum(self._sums[2]).item()
         ratios = torch.cat(self._ratios)
         tokens, width = self._tokens, len(self._centre)
         mse = squared / (tokens * width)
@@ -97,16 +122,17 @@ class Meter:
             evr_median=ratios.median().item(),
             evr_pooled=1 - squared / spread if spread else float("nan"),
             l1=l1 / (tokens * width),
-            l0=self.fired.sum().item() / tokens,
-            dictionary=int((self.fired > 0).sum().item()),
+            l0=self.l0,
+            dictionary=self._peers.count(self.fired > 0),
         )
 
 
 def score(sae: SAE, rows: Float[Tensor, "token width"], block: int) -> Metrics:
     """A trained SAE's metrics over tokens, `block` at a time. EVR compares with the mean of these tokens."""
-    meter = Meter(rows.cpu().double().mean(0).float().to(rows.device), sae.latents)
+    meter = Meter(rows.cpu().double().mean(0).float().to(rows.device), sae.latents, sae.peers)
     for x in rows.split(block):
         u = torch.addmm(sae.b_enc, x * sae.scale, sae.W_enc.T)
-        code = sae.variant.activate(u, sae.parameters)
-        meter.add(x, sae.decode(code) - x, Usage.of(code), sae.variant.penalty(u, code, sae.width))
+        code = sae.variant.activate(u, sae.parameters, sae.peers)
+        penalty = sae.peers.sum(sae.variant.penalty(u, code, sae.width))
+        meter.add(x, sae.decode(code) - x, Usage.of(code), penalty)
     return meter.result()

@@ -88,8 +88,9 @@ class AlignmentProbe:
             if by_gradient:
                 self._add(f"{side}.signal", _sum(signal))
             if signal:
-                self._add(f"{side}.cosines", cosines(signal, hebbian).sum())
-                self._add(f"{side}.dots", dots(signal, hebbian).sum())
+                peers = seen.encoder.peers
+                self._add(f"{side}.cosines", cosines(signal, hebbian, peers).sum())
+                self._add(f"{side}.dots", dots(signal, hebbian, peers).sum())
 
     def _local(self, seen: Seen, side: str, state: Mapping[str, State]) -> list[Outer]:
         """What a local rule's signal adds for each token; nothing where it has none."""
@@ -104,11 +105,11 @@ class AlignmentProbe:
         found = {}
         for side in SIDES:
             name, hebbian = "encoder" if self._tied else side, self._sums[f"{side}.hebbian"]
-            step = after[name].W - before[name].W
+            step, peers = after[name].W - before[name].W, after[name].peers
             signal = self._sums.get(f"{side}.signal", step)
             means = (self._sums.get(f"{side}.{key}") for key in ("cosines", "dots"))
             each = (None if total is None else (total / self._tokens).item() for total in means)
-            found[side] = Alignment(batch_cosine(signal, hebbian), *each, step_cos=cosine(step, hebbian))
+            found[side] = Alignment(batch_cosine(signal, hebbian, peers), *each, step_cos=cosine(step, hebbian, peers))
         return found
 
 

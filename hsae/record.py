@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hsae import config
-from hsae.errors import UserError, choices
-from hsae.files import named_folder
+from hsae.errors import UserError, choices, one_line
+from hsae.files import named_folder, own
+from hsae.header import read as read_header
+from hsae.seal import Checksum, read_json
 
 RESULT, CONFIG, METRICS = "run.json", "config.toml", "metrics.jsonl"
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "sae.safetensors"
@@ -86,6 +88,7 @@ class Result:
         tokens: training tokens seen; `held_out`: tokens that the table was measured on.
         origin: of an SAE that was imported, or edited by surgery: where it is from and what was done to it; then
             `store` is what it was measured on, and nothing is known of its training. Empty for a run of `hsae train`.
+        files: the run's other files that are final. Empty in older runs.
     """
 
     version: int
@@ -104,6 +107,7 @@ class Result:
     rows: tuple[Row, ...]
     baselines: tuple[Baseline, ...] = ()
     origin: str = ""
+    files: dict[str, Checksum] = field(default_factory=dict, compare=False)
 
 
 class Record:
@@ -111,22 +115,76 @@ class Record:
 
     Args:
         folder: its folder (see `Record.open` for names).
+
+    Attributes:
+        sealed: its result has a seal (see `hsae.seal`).
+
+    Raises:
+        UserError: it is none, not finished, damaged, or contradicts itself.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            data = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+            data, self.sealed = read_json(folder / RESULT, self._mend)
         except FileNotFoundError:
             if (folder / CONFIG).exists():
                 raise UserError(f"{folder}: an unfinished run; `hsae train {folder / CONFIG}` finishes it") from None
             raise UserError(f"{folder}: not a run (it has no {RESULT})") from None
-        except (ValueError, OSError) as error:
-            raise UserError(f"{folder / RESULT}: damaged or unreadable ({error})") from None
-        if not isinstance(data, dict) or data.get("version") != VERSION:
+        if data.get("version") != VERSION:
             raise UserError(f"{folder / RESULT}: not the result of a run that this hsae reads (version {VERSION})")
         self.result = config.build(Result, data, str(folder / RESULT))
+        self.check_file(CONFIG)
         self.tables: dict[str, Any] = config.read_file(folder / CONFIG, "train").get("setup", {})
+        if wrong := self._contradiction():
+            raise UserError(f"{folder / RESULT}: damaged: {wrong}; {self._mend}")
+
+    @property
+    def _mend(self) -> str:
+        return f"`hsae repair {self.folder}` says how to mend it"
+
+    def _contradiction(self) -> str:
+        """What in the result cannot be; empty: it can all be."""
+        result = self.result
+        names = [(row.setup, row.seed) for row in result.rows]
+        if not names or len(set(names)) < len(names):
+            return "it names no SAE, or one of them twice"
+        tables = self.tables if isinstance(self.tables, dict) else {}
+        if not all(isinstance(tables.get(setup), dict) for setup, _ in names):
+            return f"{CONFIG} does not say how its SAEs were trained"
+        # Names of files are made of them.
+        if odd := [name for name, _ in names if name in ("", ".", "..") or "/" in name or "\\" in name]:
+            return f"{odd[0]!r} cannot be the name of a setup"
+        if min(result.width, result.latents) < 1 or not result.scale > 0:
+            return f"{result.latents} latents, width {result.width}, scale {result.scale}"
+        if wrong := [n for n, sum in result.files.items() if n not in (CONFIG, METRICS, WEIGHTS) or not sum.possible]:
+            return f"no run has such a file {wrong[0]!r}"
+        return ""
+
+    def check_file(self, name: str) -> Path:
+        """A file of the run, read once and held against the result, where that names it (older ones do not).
+
+        Raises:
+            UserError: it is missing or damaged, or a link to a file elsewhere.
+        """
+        path = self.folder / name
+        if name in self.result.files:
+            self.result.files[name].check(path, self.folder, RESULT, self._mend)
+        elif path.exists():
+            own(path, self.folder)
+        return path
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        path = self.check_file(METRICS)
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: damaged or unreadable ({one_line(error)}); {self._mend}") from None
 
     @classmethod
     def open(cls: type[R], name: str | Path = "") -> R:
@@ -160,7 +218,7 @@ class Record:
         return next((row for row in self.result.rows if not row.diverged), self.result.rows[0])
 
     def fingerprint(self, row: Row) -> str:
-        """Hex digits that change with any weight or setting of an SAE.
+        """Hex digits that change with any weight or setting of an SAE. They come from the weights as they are now.
 
         Raises:
             UserError: it diverged, or the file of the weights is missing or damaged.
@@ -170,18 +228,14 @@ class Record:
         scale = 1.0 if self.result.folded else self.result.scale
         digest = hashlib.sha256(json.dumps([self.tables.get(row.setup), scale], sort_keys=True).encode())
         try:
-            with open(path, "rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-                for key in sorted(key for key in header if key.startswith(prefix)):
-                    first, last = header[key]["data_offsets"]
-                    digest.update(
-                        json.dumps([key.removeprefix(prefix), header[key]["dtype"], header[key]["shape"]]).encode()
-                    )
-                    file.seek(8 + size + first)
-                    digest.update(file.read(last - first))
-        except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
-            raise UserError(f"{path}: damaged or unreadable ({error})") from None
+            with open(own(path, self.folder), "rb") as file:
+                for key, entry in sorted(read_header(file).tensors.items()):
+                    if key.startswith(prefix):
+                        digest.update(json.dumps([key.removeprefix(prefix), entry.dtype, entry.shape]).encode())
+                        file.seek(entry.begin)
+                        digest.update(file.read(entry.end - entry.begin))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: damaged or unreadable ({one_line(error)}); {self._mend}") from None
         return digest.hexdigest()[:16]
 
     def require_weights(self, row: Row) -> None:

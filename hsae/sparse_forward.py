@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hsae.across import Peers
 from hsae.forward import Auxiliary, Forward
 from hsae.kernels.sparse import Code
 from hsae.rules import Usage, Weights
@@ -51,7 +52,8 @@ class SparseForward(Forward):
 
     @cached_property
     def _errors(self) -> list[Float[Tensor, "token width"]]:
-        return [self.sparse.decode(self.decoder.W, self.x if self.b_dec is None else self.x - self.b_dec)]
+        wanted = self.peers.once(self.x if self.b_dec is None else self.x - self.b_dec)
+        return [self.peers.sum(self.sparse.decode(self.decoder.W, wanted))]
 
     def _penalty(self) -> Float[Tensor, ""]:
         return self.usage.total * (self.selection.l1 / self.width)
@@ -82,3 +84,17 @@ class SparseForward(Forward):
         out = torch.zeros_like(self.decoder.W)
         self.sparse.add(out, signal, scale=scale)
         return out
+
+
+def highest(code: Code, k: int, peers: Peers) -> Code:
+    """The entries of a code of k a token that are among the k highest over all ranks, of equal ones the first."""
+    if not peers.several:
+        return code
+    place = torch.arange(k)
+    entry = (code.start[:, None] + place).clamp_(max=max(code.entries - 1, 0))
+    values = code.value[entry] if code.entries else code.value.new_zeros(entry.shape)
+    values = values.masked_fill(place >= code.count[:, None], -torch.inf)
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    stays = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, peers.among(values, k) > -torch.inf)
+    kept, count = entry[stays], stays.sum(1)
+    return Code(code.latents, count.cumsum(0) - count, count.to(code.count.dtype), code.index[kept], code.value[kept])

@@ -6,32 +6,52 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import Peers
+from hsae.dist import ALONE, Ranks
 from hsae.rules import Weights
 from hsae.setup import Setup
 
+# Rows that are drawn at a time where several ranks draw. PyTorch fills 16 numbers at once: so many rows of any width
+# are a multiple, and pieces give the numbers of the whole.
+PIECE = 4096
 
-def initial_weights(setup: Setup, width: int, latents: int, seed: int) -> dict[str, Weights]:
+
+def initial_weights(setup: Setup, width: int, latents: int, seed: int, ranks: Ranks = ALONE) -> dict[str, Weights]:
     """Weights before the first step: `encoder`, and `decoder` unless tied.
 
-    The encoder is drawn first, from the seed alone, so that setups under one seed start from the same encoder.
+    The encoder is drawn first, from the seed alone, so that setups under one seed start from the same encoder. Ranks
+    that share out the dictionary all draw the whole of it, a piece at a time, and each keeps its rows.
     """
+    here = ranks.share(latents)
     generator = torch.Generator().manual_seed(seed)
     bound = width**-0.5
     std = setup.init_std or ((2 / latents) ** 0.5 if setup.init == "tied-safe" else bound)
 
-    def matrix() -> Tensor:
+    def rows(count: int) -> Tensor:
         if setup.init == "kaiming":
-            return torch.empty(latents, width).uniform_(-bound, bound, generator=generator)
-        return torch.randn(latents, width, generator=generator) * std
+            return torch.empty(count, width).uniform_(-bound, bound, generator=generator)
+        return torch.randn(count, width, generator=generator) * std
+
+    def matrix() -> Tensor:
+        if ranks.size == 1:
+            return rows(latents)
+        kept, ends = [], [*range(PIECE, latents - PIECE + 1, PIECE), latents]
+        for begin, end in zip([0, *ends], ends, strict=False):
+            inside = slice(max(here.start - begin, 0), max(here.stop - begin, 0))
+            kept.append(rows(end - begin)[inside].clone())
+        return torch.cat(kept)
 
     W_enc = matrix()
     b_enc = torch.empty(latents).uniform_(-bound, bound, generator=generator)
     b_enc = b_enc if setup.init == "kaiming" else setup.encoder.bias(latents)
-    encoder = Weights(W_enc, b_enc, setup.variant.parameters(latents))
+    extra = {key: value[here] if value.ndim else value for key, value in setup.variant.parameters(latents).items()}
+    peers = Peers(ranks, latents)
+    encoder = Weights(W_enc, b_enc[here], extra, peers)
     if setup.tied:
         return {"encoder": encoder}
     W_dec = W_enc.clone() if setup.decoder_init == "encoder" else matrix()
-    return {"encoder": encoder, "decoder": Weights(W_dec, torch.zeros(width) if setup.decoder_bias else None)}
+    b_dec = torch.zeros(width) if setup.decoder_bias else None
+    return {"encoder": encoder, "decoder": Weights(W_dec, b_dec, peers=peers)}
 
 
 def geometric_median(x: Float[Tensor, "token width"], iterations: int = 64) -> Float[Tensor, "width"]:

@@ -11,6 +11,7 @@ strength; the factor gives the result its variance.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from hsae.config import require
 from hsae.files import alone, cache_root
 from hsae.store import StoreWriter
 from hsae.store.manifest import NAME
-from hsae.store.writer import JOURNAL, PLAN
+from hsae.store.writer import clear_up
 from hsae.truth import FILE, Truth
 
 HOOK = "synthetic"
@@ -141,20 +142,20 @@ def make_store(config: SyntheticConfig) -> Path:
         if not (folder / FILE).exists():
             Truth(_directions(config), _family(config)[0].float()).write(folder)
         if (folder / NAME).exists():
-            # Left behind by a kill after the manifest was written.
-            for name in (JOURNAL, PLAN):
-                (folder / name).unlink(missing_ok=True)
+            clear_up(folder)
             return folder
         writer = StoreWriter(folder, {"synthetic": table, "version": VERSION}, "fp32")
         per_shard = max(1, SHARD_BYTES // (4 * config.width * config.block * config.context))
-        waiting, done = [], writer.sequences
-        for x, codes in generate(config, len(writer.records) * per_shard):
+        shard = next(index for index in itertools.count() if index not in writer.records)
+        waiting, done = [], shard * per_shard * config.block
+        for x, codes in generate(config, shard * per_shard):
             waiting.append((x, _strongest(codes, config.features).view(x.shape[:2])))
             done += len(x)
             if len(waiting) == per_shard or done == config.sequences:
                 values, tokens = (torch.cat(parts) for parts in zip(*waiting, strict=True))
                 waiting.clear()
-                writer.write(tokens, {HOOK: values}, {HOOK: torch.ones_like(tokens).bool()}, {HOOK: {}}, None)
+                writer.write(shard, tokens, {HOOK: values}, {HOOK: torch.ones_like(tokens).bool()}, {HOOK: {}})
+                shard += 1
         shard_sequences = min(per_shard * config.block, config.sequences)
         tables = {"model": {"fingerprint": digest}, "tokenizer": {}, "text": {}, "harvest": table}
         writer.finish(shard_sequences=shard_sequences, context=config.context, **tables)

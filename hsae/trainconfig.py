@@ -12,6 +12,7 @@ from hsae.config import later
 from hsae.errors import UserError
 from hsae.setup import Setup, resolve
 from hsae.store import HookRecord
+from hsae.streaming.config import StreamConfig
 from hsae.synthetic import SyntheticConfig
 
 PAPER_SETUPS = ("bp", "bp-tied", "bp-dec", "hebb-tied")
@@ -49,10 +50,13 @@ class TrainConfig:
 
     store: str = ""
     """store to train on: a name under cache/activations or a path; empty: the newest"""
-    data: Literal["store", "synthetic"] = "store"
-    """synthetic: make, or find, a store whose true directions are known (see synthetic)"""
+    data: Literal["store", "synthetic", "stream"] = "store"
+    """synthetic: make, or find, a store whose true directions are known (see synthetic); stream: read text and store
+    nothing (see stream)"""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """what to make where data is synthetic"""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """what to read where data is a stream; --stream MODEL is --data stream --stream.model MODEL"""
     hook: str = ""
     """hook point; needed only if the store has several"""
     setups: tuple[str, ...] = PAPER_SETUPS
@@ -87,6 +91,9 @@ class TrainConfig:
     """steps between lines of metrics.jsonl"""
     probe: Literal["", "alignment"] = later("")
     """alignment: log how Hebbian every learning signal is (weights come out the same); empty: nothing more"""
+    latent_ranks: int = later(1)
+    """of several processes (torchrun), how many share out each dictionary, for those too large for one; the others
+    share out the tokens"""
     checkpoint_seconds: float = 60.0
     """seconds between checkpoints"""
     tensorboard: bool = False
@@ -109,14 +116,15 @@ class TrainConfig:
             self.seeds,
         )
         require(min(self.seeds) >= 0, "seeds", "0 or above", self.seeds)
-        if self.data == "store":
-            meant = self.synthetic == SyntheticConfig()
-            require(meant, "synthetic", "set only with data = synthetic (--data synthetic)", self.synthetic)
-        else:
-            require(not self.store, "store", "unset with data = synthetic, which makes its own", self.store)
+        for name, kind in (("synthetic", SyntheticConfig), ("stream", StreamConfig)):
+            meant = self.data == name or getattr(self, name) == kind()
+            require(meant, name, f"set only with data = {name} (--data {name})", getattr(self, name))
+        if self.data != "store":
+            require(not self.store, "store", f"unset with data = {self.data}, which makes its own", self.store)
         for name in ("latents", "batch_tokens", "held_out", "dead_window", "log_every"):
             require(getattr(self, name) >= 1, name, "1 or above", getattr(self, name))
         require(self.micro_batch >= 0, "micro_batch", "0 or above", self.micro_batch)
+        require(self.latent_ranks >= 1, "latent_ranks", "1 or above", self.latent_ranks)
         require(self.epochs > 0, "epochs", "above 0", self.epochs)
         require(self.steps is None or self.steps >= 1, "steps", "1 or above", self.steps)
         require(self.checkpoint_seconds >= 0, "checkpoint_seconds", "0 or above", self.checkpoint_seconds)
@@ -130,13 +138,23 @@ class TrainConfig:
         """
         if table.get("data") == "synthetic":
             table = SYNTHETIC | table
-        names = table.get("setups", list(PAPER_SETUPS))
-        names = [names] if isinstance(names, str) else names
-        tables = table.get("setup", {})
-        if not isinstance(names, list) or not isinstance(tables, dict):
-            raise UserError(f"{where}: setups must be a list of names, and setup.NAME tables")
+        names, tables = setups_of(table, where)
         for name in tables:
             if name not in names:
                 raise UserError(f"{where}: setup.{name} is set but not trained: add it to setups")
         plain = config.build(cls, {k: v for k, v in table.items() if k != "setup"} | {"setups": names}, where)
         return dataclasses.replace(plain, setup=resolve(names, tables, where))
+
+
+def setups_of(table: dict[str, Any], where: str) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The names of a `[train]` table's setups, and what it changes in them.
+
+    Raises:
+        UserError: they are no names, or no tables.
+    """
+    names, tables = table.get("setups", list(PAPER_SETUPS)), table.get("setup", {})
+    names = [names] if isinstance(names, str) else names
+    fine = isinstance(tables, dict) and all(isinstance(changes, dict) for changes in tables.values())
+    if not (fine and isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{where}: setups must be a list of names, and setup.NAME tables")
+    return names, tables

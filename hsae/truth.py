@@ -53,8 +53,8 @@ class Truth:
         Raises:
             UserError: the file is damaged, or of another store.
         """
-        path = store.folder / FILE
-        if not path.exists():
+        path = store.beside(FILE)
+        if path is None:
             return None
         mend = "delete the store's folder and make it again"
         try:

@@ -93,12 +93,16 @@ def _from_files(folder: Path) -> Unembedding | None:
             with safe_open(path, framework="pt") as file:
                 wanted = {*OUTPUT, *INPUT, *NORM, *(n.removesuffix("weight") + "bias" for n in NORM)}
                 tensors |= {key: file.get_tensor(key) for key in file.keys() if key in wanted}  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, RecursionError, SafetensorError):
+        return None
+    if not isinstance(settings, dict):
         return None
     tied = settings.get("tie_word_embeddings", True)
     W = _first(tensors, OUTPUT if not tied else (*OUTPUT, *INPUT))
     norm = next((name for name in NORM if name in tensors), None)
     if W is None or norm is None or str(settings.get("model_type", "")).startswith(ONE_PLUS):
+        return None
+    if W.ndim != 2 or tensors[norm].shape != W.shape[1:]:
         return None
     return Unembedding(W.float() * tensors[norm].float(), norm.removesuffix("weight") + "bias" in tensors)
 

@@ -18,6 +18,24 @@ from hsae.store import Store, StoreWriter  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """See tests/faults/README.md."""
+    parser.addoption("--long-faults", action="store_true", help="fault injection with as many trials as `make faults`")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """See tests/faults/README.md."""
+    config.addinivalue_line(
+        "markers", "fault(table, fault, injection, command): a row of docs/reliability.md; see tests/faults/README.md"
+    )
+
+
+@pytest.fixture
+def trials(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """`trials(short, long)`: how many times a fault is to be injected, in the ordinary tests and by `make faults`."""
+    return lambda short, long: long if request.config.getoption("--long-faults") else short
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder of the test's own."""
@@ -42,7 +60,7 @@ def planted(cache: Path) -> Callable[..., Store]:
             x = (on * strength) @ directions
             tokens = on.float().argmax(1).view(per_shard, context)
             keep = torch.ones(per_shard, context, dtype=torch.bool)
-            writer.write(tokens, {"hook": x.view(per_shard, context, width)}, {"hook": keep}, {"hook": {}}, shard)
+            writer.write(shard, tokens, {"hook": x.view(per_shard, context, width)}, {"hook": keep}, {"hook": {}})
         tables = {"model": {"fingerprint": "test"}, "tokenizer": {}, "text": {}, "harvest": {}}
         writer.finish(shard_sequences=per_shard, context=context, **tables)
         return Store.open(name)

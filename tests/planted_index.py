@@ -161,11 +161,11 @@ def write_run(cache: Path) -> Run:
     tokens = torch.from_numpy(corpus()).long()
     x = torch.from_numpy(np.stack([activations(latent, tokens.numpy()) for latent in range(8)], 2))
     writer = StoreWriter(cache / "activations" / "known", {"made": "by a test"}, "fp32")
-    writer.write(tokens, {"hook": x}, {"hook": torch.ones(tokens.shape, dtype=torch.bool)}, {"hook": {}}, None)
+    writer.write(0, tokens, {"hook": x}, {"hook": torch.ones(tokens.shape, dtype=torch.bool)}, {"hook": {}})
     tables = {"model": {"fingerprint": "m"}, "tokenizer": {}, "text": {}, "harvest": {}}
-    writer.finish(shard_sequences=SEQUENCES, context=CONTEXT, **tables)
     (writer.folder / "tokenizer").mkdir()
     tokenizer().save(str(writer.folder / "tokenizer" / "tokenizer.json"))
+    writer.finish(shard_sequences=SEQUENCES, context=CONTEXT, **tables)
     saes = {(setup, 0): identity(8) for setup in ("bp", "bp-tied")}
     rows = [*(Row(setup, seed) for setup, seed in saes), Row("hebb-tied", 0, diverged="at step 1")]
     result = Result(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import edit
 from starlette.testclient import TestClient
 
 HOSTILE = "<script>alert(1)"
@@ -47,19 +47,13 @@ def make_cache(cache: Path) -> None:
         train(TrainConfig.from_table(table | {"normalise": {"mode": "variance"}}, "test"))
     runs, stores = cache / "runs", cache / "activations"
     shutil.copytree(stores / "stories", stores / "other")
-    _edit(stores / "other" / "manifest.json", lambda manifest: manifest["model"].update(fingerprint="0123456789abcdef"))
+    edit(stores / "other" / "manifest.json", lambda manifest: manifest["model"].update(fingerprint="0123456789abcdef"))
     for name in (HOSTILE, "gone", "torn", "begun"):
         shutil.copytree(runs / "one", runs / name)
-    _edit(runs / "gone" / "run.json", lambda result: result.update(store="nowhere"))
+    edit(runs / "gone" / "run.json", lambda result: result.update(store="nowhere"))
     whole = (runs / "torn" / "run.json").read_text()
     (runs / "torn" / "run.json").write_text(whole[: len(whole) // 2])
     (runs / "begun" / "run.json").unlink()
-
-
-def _edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def make_store(name: str = "shared", hook: str = HOOK, width: int = 5, **harvest
     for shard in range(2):
         x = torch.randn(12, 16, width, generator=generator) * 2
         tokens = torch.randint(0, 40, (12, 16), generator=generator)
-        writer.write(tokens, {hook: x}, {hook: keep}, {hook: {"first": 12}}, shard)
+        writer.write(shard, tokens, {hook: x}, {hook: keep}, {hook: {"first": 12}})
     tables = {"model": MODEL, "tokenizer": {}, "text": {"data": ["owner/stories", "/home/me/more.txt"]}}
     writer.finish(
         shard_sequences=12, context=16, harvest={"exclude_first": 1, "prepend_bos": True, **harvest}, **tables

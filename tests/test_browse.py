@@ -71,7 +71,7 @@ def make(cache: Path, words: list[str] = PLAIN, rare: list[str] = RARE) -> None:
     keep = torch.ones(SEQUENCES, CONTEXT, dtype=torch.bool)
     keep[:, 0] = False
     writer = StoreWriter(cache / "activations" / "store", {"test": "store"}, "fp32")
-    writer.write(tokens, {HOOK: x}, {HOOK: keep}, {HOOK: {"first": SEQUENCES}}, None)
+    writer.write(0, tokens, {HOOK: x}, {HOOK: keep}, {HOOK: {"first": SEQUENCES}})
     tables = {"model": {"fingerprint": "m"}, "tokenizer": {}, "text": {}, "harvest": {}}
     writer.finish(shard_sequences=SEQUENCES, context=CONTEXT, **tables)
     vocabulary = {word: i for i, word in enumerate([*words, *rare, "a"])}

@@ -216,10 +216,13 @@ def test_metrics_are_in_the_units_of_the_store_whatever_the_scale(store: Store):
 
 def test_what_a_reader_should_know_of_the_store_is_said(two: Store, planted: Callable[..., Store]):
     record = two.manifest.hooks["hook"]
-    changed = dataclasses.replace(two.manifest, model={"fingerprint": "x"}, hooks={"hook": record, "more": record})
+    changed = dataclasses.replace(two.manifest, model={"fingerprint": "x"})
     changed.write(two.folder)
     assert "store planted is of another model" in " ".join(prepare(CompareConfig(("one",))).notes)
+    shards = tuple(dataclasses.replace(shard, kept={"more": shard.kept["hook"]}) for shard in changed.shards)
+    dataclasses.replace(changed, hooks={"more": record}, shards=shards).write(two.folder)
     assert "more is not the hook point" in " ".join(prepare(CompareConfig(("one",), hook="more")).notes)
+    changed.write(two.folder)
     make_run(two, "old", {("bp", 0): sae_of(DECODERS[0])}, store_fingerprint="old")
     notes = prepare(CompareConfig(("old", "one"))).notes
     assert "store planted has been made anew since run old was trained on it" in notes

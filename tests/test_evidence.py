@@ -41,9 +41,9 @@ def write_store(folder: Path, tokens: Tensor, x: Tensor, keep: Tensor | None = N
     """A store of given tokens [sequence, position] and activations [sequence, position, width]."""
     keep = torch.ones(tokens.shape, dtype=torch.bool) if keep is None else keep
     writer = StoreWriter(folder, {"made": "by a test"}, "fp32")
-    for a in range(0, len(tokens), shard):
+    for index, a in enumerate(range(0, len(tokens), shard)):
         part = slice(a, a + shard)
-        writer.write(tokens[part], {HOOK: x[part]}, {HOOK: keep[part]}, {HOOK: {}}, None)
+        writer.write(index, tokens[part], {HOOK: x[part]}, {HOOK: keep[part]}, {HOOK: {}})
     tables = {"model": {"fingerprint": "m"}, "tokenizer": {}, "text": {}, "harvest": {}}
     writer.finish(shard_sequences=shard, context=tokens.shape[1], **tables)
     return Store(folder)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import edit
 from rich.console import Console
 from safetensors.torch import load_file
 from shared_runs import HOOK, SETUPS, make_run, make_store
@@ -278,8 +279,7 @@ def test_without_its_store_an_export_says_nothing_of_the_data(cache: Path, tmp_p
 def test_a_store_that_was_not_trained_on_says_nothing_of_the_training(cache: Path, tmp_path: Path, capsys: Any):
     make_run(store=make_store())
     make_store("other", exclude_first=2).folder.joinpath("00000.safetensors").touch()
-    manifest = cache / "activations" / "other" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"sha256": "', '"sha256": "0'))
+    edit(cache / "activations" / "other" / "manifest.json", lambda found: found["shards"][0].update(sha256="0" * 64))
     export(ExportConfig("made", "saelens", on="other", out=str(tmp_path / "out")), Console(width=80))
     metadata = json.loads((tmp_path / "out" / "cfg.json").read_text())["metadata"]
     assert "dataset_path" not in metadata

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hsae import files
 from hsae.errors import UserError
-from hsae.files import alone, named_folder, replacing
+from hsae.files import alone, lasting_folder, named_folder, replacing
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
@@ -49,3 +50,24 @@ def test_a_name_a_path_or_the_newest(cache: Path):
     assert named_folder(str(cache / "runs" / "older"), "runs", "run.json").name == "older"
     with pytest.raises(UserError, match=r"no run 'odl' in .*; there is new, old, older"):
         named_folder("odl", "runs", "run.json")
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error: .*/file'") as told, replacing(tmp_path / "file") as aside:
+        aside.write_text("new")
+    assert told.value.filename == str(tmp_path / "file")
+    with pytest.raises(OSError, match="above'"):
+        lasting_folder(tmp_path / "above" / "below")
+
+
+def test_a_new_folder_and_those_above_it_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    flushed = []
+    monkeypatch.setattr(files, "flush", flushed.append)
+    lasting_folder(tmp_path / "above" / "below")
+    assert flushed == [tmp_path / "above", tmp_path]
+    lasting_folder(tmp_path / "above" / "below")
+    assert len(flushed) == 2

@@ -12,7 +12,7 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "hsae"
 # The faces: what looks at runs and stores, or writes them for others. The command line may import anything.
 FACES = {"inspect", "browse", "serve", "interpret", "compare", "intervene", "export", "importing", "sharing"}
-FACES |= {"lab", "paper", "cli"}
+FACES |= {"lab", "paper", "verify", "cli"}
 MODULES = sorted(path for path in HOUSE.rglob("*.py") if "__pycache__" not in path.parts)
 
 

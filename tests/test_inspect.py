@@ -15,19 +15,20 @@ from typing import Any
 
 import pytest
 import torch
+from damage import agree
 from rich.cells import cell_len
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 
-from hsae.errors import UserError
+from hsae.errors import UserError, visible
 from hsae.evidence import open_index, open_subject
 from hsae.figures import figure, fraction, percent, scientific, thousands
 from hsae.inspect import InspectConfig, inspect
 from hsae.inspect.ink import ORANGE, Ink, keyword_line
 from hsae.inspect.terminal import run_table
-from hsae.inspect.tokens import Pieces, visible
+from hsae.inspect.tokens import Pieces
 from hsae.interpret.results import Explanation, Score
 from hsae.plain import finite
 from hsae.record import Result, Row
@@ -69,9 +70,9 @@ def make_store(
     keep = torch.ones(SEQUENCES, CONTEXT, dtype=torch.bool)
     keep[:, 0] = False
     writer = StoreWriter(cache / "activations" / name, {"test": name}, "fp32")
-    for part in (slice(0, 16), slice(16, 32), slice(32, None)):
+    for index, part in enumerate((slice(0, 16), slice(16, 32), slice(32, None))):
         values, kept = ({hook: tensor[part].clone() for hook in hooks} for tensor in (x, keep))
-        writer.write(tokens[part], values, kept, {hook: {"first": len(tokens[part])} for hook in hooks}, None)
+        writer.write(index, tokens[part], values, kept, {hook: {"first": len(tokens[part])} for hook in hooks})
     tables = {"model": {"fingerprint": model}, "tokenizer": {}, "text": {}, "harvest": {}}
     writer.finish(shard_sequences=16, context=CONTEXT, **tables)
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)} | {"a": len(words)}, unk_token="a"))
@@ -195,6 +196,7 @@ class TestOverview:
         tensors = load_file(weights)
         tensors["bp/0/W_enc"][2] *= 2
         save_file(tensors, weights)
+        agree(run.folder)
         assert f"maximum {2 * (1 + 39 / 8):.1f}" in shown(latent="2")
         assert len(list((run.folder / "evidence").iterdir())) == 2
         assert "maximum 5.88" in before
@@ -204,6 +206,7 @@ class TestOverview:
         tensors = load_file(run.folder / "sae.safetensors")
         tensors["bp/0/W_enc"][2] *= 2
         save_file(tensors, run.folder / "sae.safetensors")
+        agree(run.folder)
         subject = open_subject("run")
         before.path.rename(subject.index_path)
         assert open_index(subject).maximum[2] == 2 * before.maximum[2]
@@ -385,8 +388,10 @@ class TestWarnings:
         make_store(cache, words=["x", "y"])
         assert "WARNING" not in shown(on="old")
         folder = cache / "activations" / "store"
-        manifest = replace(Store(folder).manifest, shards=Store(folder).manifest.shards[:2], sequences=32)
-        manifest.write(folder)
+        whole = Store(folder).manifest
+        shards = whole.shards[:2]
+        hooks = {h: replace(r, kept=sum(s.kept[h] for s in shards), excluded={}) for h, r in whole.hooks.items()}
+        replace(whole, shards=shards, hooks=hooks, sequences=32).write(folder)
         assert "WARNING: store store has been made anew" in shown(latent="0")
 
     def test_another_hook_point(self, cache: Path, run: Run) -> None:

@@ -92,7 +92,7 @@ def make(
     x = plant() if x is None else x
     writer = StoreWriter(cache / "activations" / name, {"test": "page"}, "fp32")
     keep = torch.ones(tokens.shape, dtype=torch.bool)
-    writer.write(tokens, {HOOK: x}, {HOOK: keep}, {HOOK: {}}, None)
+    writer.write(0, tokens, {HOOK: x}, {HOOK: keep}, {HOOK: {}})
     tables = {"model": {"fingerprint": "m", "name": model}, "tokenizer": {}, "text": {}, "harvest": {}}
     manifest = writer.finish(shard_sequences=len(tokens), context=tokens.shape[1], **tables)
     if tokenizer is not None:

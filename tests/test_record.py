@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from damage import agree, edit
 from safetensors.torch import load_file, save_file
 
 from hsae.errors import UserError
@@ -58,16 +58,16 @@ def test_so_does_a_setting_and_the_scale(folder: Path):
     before = prints(folder)
     config = folder / CONFIG
     config.write_text(config.read_text().replace('decoder = "backprop"', 'decoder = "backprop"\ncentre = "mean"'))
+    agree(folder)
     assert prints(folder)[0] != before[0]
     assert prints(folder)[1] == before[1]
-    result = json.loads((folder / RESULT).read_text())
-    (folder / RESULT).write_text(json.dumps({**result, "scale": 0.25}))
+    edit(folder / RESULT, lambda result: result.update(scale=0.25))
     scaled = prints(folder)
     assert scaled[1] != before[1]
     # Folded weights take activations as they are, whatever the scale was.
-    (folder / RESULT).write_text(json.dumps({**result, "folded": True}))
+    edit(folder / RESULT, lambda result: result.update(folded=True, scale=0.5))
     folded = prints(folder)
-    (folder / RESULT).write_text(json.dumps({**result, "folded": True, "scale": 0.25}))
+    edit(folder / RESULT, lambda result: result.update(scale=0.25))
     assert prints(folder) == folded
     assert folded[1] not in (before[1], scaled[1])
 
@@ -83,9 +83,7 @@ def test_what_cannot_be_told_apart_is_one_line(folder: Path, damage: bytes):
 
 
 def test_the_first_sae_that_has_weights(folder: Path):
-    result = json.loads((folder / RESULT).read_text())
-    result["rows"][0]["diverged"] = "at step 3: MSE is NaN"
-    (folder / RESULT).write_text(json.dumps(result))
+    edit(folder / RESULT, lambda result: result["rows"][0].update(diverged="at step 3: MSE is NaN"))
     record = Record(folder)
     assert record.whole().setup == "bp-tied"
     assert record.whole("bp").setup == "bp"

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import pytest
 import torch
+from damage import agree, edit
 from served import CONTEXT, HOSTILE, LATENTS, copied, ended, indexed, line_of, result, until
 from starlette.testclient import TestClient
 
@@ -29,11 +30,14 @@ from hsae.intervene.site import open_site
 from hsae.intervene.steering import steered
 from hsae.run import Run
 from hsae.serve import asked
+from hsae.serve import jobs as jobs_
 from hsae.serve.api import WAITING, Api
 from hsae.serve.app import make_app
 from hsae.serve.guard import Gate
-from hsae.serve.jobs import KEPT, Busy, Job, Lane
-from hsae.serve.shelf import Kept, Name
+from hsae.serve.jobs import Job, Lane
+from hsae.serve.kept import Kept
+from hsae.serve.shelf import Name
+from hsae.serve.turns import Busy
 from hsae.store import Store
 
 TEXT = "Once upon a time, there was a little dog."
@@ -129,10 +133,8 @@ def test_another_models_store_is_a_warning_and_a_gone_store_a_line(client: TestC
 
 
 def test_a_diverged_sae_is_shown_as_such_and_not_opened(own: Path):
-    path = own / "runs" / "one" / "run.json"
-    data = json.loads(path.read_text())
-    data["rows"][0] |= {"diverged": "at step 3", "evr_pooled": None, "l0": None}
-    path.write_text(json.dumps(data))
+    change = {"diverged": "at step 3", "evr_pooled": None, "l0": None}
+    edit(own / "runs" / "one" / "run.json", lambda result: result["rows"][0].update(change))
     client, _ = anew()
     assert client.get("/api/runs/one").json()["rows"][0]["index"] == "diverged"
     listed = next(run for run in client.get("/api/runs").json()["runs"] if run["name"] == "one")
@@ -288,6 +290,7 @@ def test_weights_that_change_are_another_index(own: Path):
     tensors = load_file(path)
     tensors["bp/0/b_enc"] = tensors["bp/0/b_enc"] - 0.001
     save_file(tensors, path)
+    agree(own / "runs" / "one")
     assert client.get("/api/sae/one:bp:0").json()["stands"] is False
     indexed(client, "one:bp:0")
     after = client.get("/api/sae/one:bp:0/summary").json()
@@ -446,10 +449,10 @@ def test_a_dead_latent_has_no_unit(client: TestClient):
 
 
 def test_a_model_that_cannot_be_loaded_is_a_line(own: Path):
-    path = own / "activations" / "stories" / "manifest.json"
-    data = json.loads(path.read_text())
-    data["model"]["name"] = str(own / "no-model")
-    path.write_text(json.dumps(data))
+    edit(
+        own / "activations" / "stories" / "manifest.json",
+        lambda found: found["model"].update(name=str(own / "no-model")),
+    )
     client, _ = anew()
     view = ended(client, client.post("/api/sae/one:bp:0/read", json={"text": "a"}))
     assert view["state"] == "failed"
@@ -642,12 +645,13 @@ def test_cancelled_jobs_end_where_they_look_up_and_never_begin_where_they_wait()
     assert (running.state, waiting.state, after.state) == ("cancelled", "cancelled", "done")
 
 
-def test_a_lane_keeps_few_results_and_one_job_for_a_key():
+def test_a_lane_keeps_few_results_and_one_job_for_a_key(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs_, "KEPT", 8)
     lane = Lane("test", 2)
-    jobs = [run_one(lane, i) for i in range(3 * KEPT)]
+    jobs = [run_one(lane, i) for i in range(24)]
     assert lane.find(jobs[0].number) is None
     assert lane.find(jobs[-1].number) is jobs[-1]
-    assert len(lane.jobs) <= KEPT + 1
+    assert len(lane.jobs) <= 9
     let = threading.Event()
     held = lane.submit("held", lambda job: let.wait(5), key="same")
     assert lane.submit("again", lambda job: None, key="same") is held
@@ -675,6 +679,52 @@ def test_closing_does_not_wait_for_ever():
     assert lane.close(0.1) is False
     assert time.monotonic() - begun < 2
     let.set()
+
+
+def test_who_asks_for_another_thing_does_not_wait_and_what_fails_is_made_again():
+    kept, let, begun = Kept[str](5), threading.Event(), threading.Event()
+    slow = threading.Thread(target=lambda: kept.get("slow", lambda: [begun.set(), let.wait(5), "slow"][2]))
+    slow.start()
+    assert begun.wait(5)
+    assert kept.get("quick", lambda: "quick") == "quick"
+    let.set()
+    slow.join()
+    assert kept.get("slow", lambda: "again") == "slow"
+    with pytest.raises(LookupError):
+        kept.get("none", lambda: {}["none"])
+    assert kept.get("none", lambda: "now") == "now"
+    # What cannot be made leaves nothing behind, whatever names are tried.
+    for name in range(100):
+        with pytest.raises(ZeroDivisionError):
+            kept.get(name, lambda: str(1 // 0))
+    assert set(kept._places) == {"slow", "quick", "none"}
+
+
+def test_many_who_ask_at_once_have_it_made_once():
+    kept, made, start = Kept[int](5), [], threading.Barrier(8)
+
+    def ask() -> None:
+        start.wait(5)
+        kept.get("one", lambda: [time.sleep(0.05), made.append(1), 3][2])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [1]
+
+
+def test_things_are_kept_by_their_weight():
+    kept, made = Kept[str](10, len), []
+
+    def make(text: str) -> str:
+        return kept.get(text[0], lambda: made.append(text) or text)
+
+    for text in ("aaaa", "bbbb", "aaaa", "cccc", "aaaa", "bbbb", "dddddddddddd", "dddddddddddd", "a"):
+        make(text)
+    # b went for c; all went for d, which alone weighs too much, and is kept until another comes.
+    assert made == ["aaaa", "bbbb", "cccc", "bbbb", "dddddddddddd", "a"]
 
 
 def test_kept_things_are_few_and_made_once():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from damage import edit
 from fake_hub import TOKEN, Hub, blob, serving
 from markdown_it import MarkdownIt
 from rich.console import Console
@@ -28,6 +30,7 @@ from hsae.errors import UserError
 from hsae.harvesting import HarvestConfig
 from hsae.record import Record
 from hsae.run import Run
+from hsae.seal import Checksum, json_bytes
 from hsae.sharing import PullConfig, PushConfig, pull, push
 from hsae.sharing.card import card
 from hsae.sharing.contents import publish
@@ -163,9 +166,8 @@ class TestWhatIsTold:
         (cache / "activations" / "elsewhere").rename(tmp_path / "deep" / "elsewhere")
         settings = {"store": str(tmp_path / "deep" / "elsewhere"), "tensorboard": False, "wandb": ""}
         run = train(TrainConfig.from_table(SMALL | settings, "test"))
-        text = json.loads((run.folder / "run.json").read_text())
-        text["model"] = {"name": str(tmp_path / "models" / "my-lm"), "files": "abc", "fingerprint": "f"}
-        (run.folder / "run.json").write_text(json.dumps(text))
+        model = {"name": str(tmp_path / "models" / "my-lm"), "files": "abc", "fingerprint": "f"}
+        edit(run.folder / "run.json", lambda result: result.update(model=model))
         said(push, PushConfig(run=run.name, dry_run=True))
         folder = cache / "pushes" / run.name
         assert sorted(path.name for path in folder.iterdir()) == FILES
@@ -350,6 +352,16 @@ class TestRefusals:
         assert "cannot be reached" in refusal(pull, PullConfig("me/a"))
 
 
+def replace_there(files: dict[str, bytes], name: str, old: bytes, new: bytes) -> None:
+    """Change a file on the hub as a stranger can who has its checksums agree."""
+    assert old in files[name]
+    files[name] = files[name].replace(old, new)
+    table = json.loads(files["run.json"])
+    del table["seal"]
+    table["files"]["config.toml"] = dataclasses.asdict(Checksum.of_bytes(files["config.toml"]))
+    files["run.json"] = json_bytes(table)
+
+
 class TestHalf:
     """What arrived torn, wrong or too much is no run."""
 
@@ -402,14 +414,14 @@ class TestHalf:
 
     def test_a_table_that_promises_other_weights(self, hub: Hub, run: Run, cache: Path) -> None:
         files = self.files(hub)
-        files["run.json"] = files["run.json"].replace(b'"latents": 24', b'"latents": 25')
-        assert "weights of (24, 16), where (25, 16) are told" in refusal(pull, PullConfig("me/a", name="b"))
+        replace_there(files, "run.json", b'"latents": 24', b'"latents": 25')
+        assert "W_enc has shape [24, 16], the run says [25, 16]" in refusal(pull, PullConfig("me/a", name="b"))
         assert runs(cache) == ["mine"]
 
     @pytest.mark.parametrize(
         ("name", "old", "new", "said"),
         [
-            ("run.json", b'"setup": "bp"', b'"setup": "../../bp"', "'../../bp' cannot be the name of a setup or a run"),
+            ("run.json", b'"setup": "bp"', b'"setup": "../../bp"', "config.toml does not say how its SAEs"),
             ("config.toml", b'name = "mine"', b'name = "../mine"', "'../mine' cannot be the name of a setup or a run"),
             ("config.toml", b"[train]\n", b"[harvest]\ntrust-remote-code = true\n\n[train]\n", "trust_remote_code on"),
         ],
@@ -418,8 +430,7 @@ class TestHalf:
         self, hub: Hub, run: Run, cache: Path, name: str, old: bytes, new: bytes, said: str
     ) -> None:
         files = self.files(hub)
-        assert old in files[name]
-        files[name] = files[name].replace(old, new)
+        replace_there(files, name, old, new)
         assert said in refusal(pull, PullConfig("me/a", name="b"))
         assert runs(cache) == ["mine"]
 

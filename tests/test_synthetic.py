@@ -183,7 +183,7 @@ def test_a_store_that_is_there_is_left_alone(cache: Path, monkeypatch: pytest.Mo
     before = content(folder)
     monkeypatch.setattr(synthetic, "generate", None)
     assert make_store(SMALL) == folder
-    (folder / "journal.jsonl").write_text("")  # a kill just after the manifest was written
+    (folder / "plan.json").write_text("{}")  # a kill just after the manifest was written
     (folder / FILE).unlink()
     assert make_store(SMALL) == folder
     assert content(folder) == before

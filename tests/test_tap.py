@@ -133,6 +133,40 @@ def test_threads_share_the_sequences(models: Callable[[str], LM], threads: int) 
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("name", ["gpt-neo", "gpt2", "pythia", "llama, grouped"])
+def test_results_depend_neither_on_threads_nor_on_what_is_given_together(tmp_path: Path, name: str) -> None:
+    """To the bit, where the C kernels compute; widths fill no vectors, and pieces are shared out by PyTorch."""
+    kind, sizes = MODELS[name]
+    odd = {"n_inner": 203} if kind == "GPT2" else {"intermediate_size": 203}
+    lm = make(tmp_path, kind, sizes | odd)
+    tap, ids = fast(lm), tokens(24, 61)
+    assert tap.lanes == (attention.lanes(4) if dense._library() else 0)
+    hooks = ("blocks.0.mlp.hook_post", "blocks.1.hook_resid_post")
+    if not tap.lanes:
+        return
+    alone, before = tap.tap(ids, hooks), torch.get_num_threads()
+    try:
+        for threads, together in ((1, 1), (1, 5), (2, 24), (3, 7), (5, 24), (7, 9)):
+            torch.set_num_threads(threads)
+            found = [tap.tap(part, hooks) for part in ids.split(together)]
+            for hook in hooks:
+                assert torch.equal(torch.cat([each[hook] for each in found]), alone[hook]), (hook, threads, together)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_products_that_pytorch_computes_are_said(models: Callable[[str], LM], monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, hooks = models("gpt-neo"), ("blocks.1.hook_resid_post",)
+    assert lm.way(hooks)["tap"] == "bridge"
+    assert lm.way(hooks)["threads"] == torch.get_num_threads()
+    assert lm.trust_fast(tokens(2, 9), hooks) == ""
+    if fast(lm).lanes:
+        assert lm.way(hooks) == {"tap": "fast", "torch": torch.__version__, "kernels": f"C, {fast(lm).lanes} lanes"}
+    monkeypatch.setattr(dense, "MOST_WEIGHTS", 100)
+    assert lm.way(hooks)["kernels"] == "PyTorch"
+    assert lm.way(hooks)["threads"] == torch.get_num_threads()
+
+
 def test_layers_above_the_last_hook_are_not_needed(models: Callable[[str], LM]) -> None:
     lm, hooks = models("pythia"), ("blocks.0.mlp.hook_post", "blocks.1.hook_resid_pre")
     parts = fast(lm).parts

@@ -45,12 +45,11 @@ def browse(config: BrowseConfig, console: Console | None = None) -> None:
         UserError: no terminal, no `textual`, or a run, setup, seed, latent, store or hook point that is not there.
         KeyboardInterrupt: on Ctrl-C while an index is built; the same command goes on from there.
     """
-    from rich.console import Console
-
     from hsae.evidence import open_index, open_subject
     from hsae.inspect.ink import Ink
+    from hsae.terminal import Terminal
 
-    console = console or Console()
+    console = console or Terminal()
     if not console.is_terminal or console.is_dumb_terminal or not sys.stdin.isatty():
         raise UserError("hsae browse needs a terminal to draw on; in a pipe or a file, `hsae inspect` says the same")
     from hsae.browse.app import Browser
@@ -58,7 +57,7 @@ def browse(config: BrowseConfig, console: Console | None = None) -> None:
     latent = config.latent
     subject = open_subject(config.run, config.setup, config.seed, config.on, config.hook)
     while True:
-        index = open_index(subject, Console(stderr=True))
+        index = open_index(subject, Terminal(stderr=True))
         if latent is not None:
             index.check(latent)
         app = Browser(subject, index, Ink.of(console), latent)

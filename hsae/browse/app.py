@@ -24,10 +24,9 @@ from hsae.browse.listing import Listing
 from hsae.browse.reading import Reading
 from hsae.browse.themes import DARK, LIGHT
 from hsae.browse.words import Words
-from hsae.errors import UserError
+from hsae.errors import UserError, visible
 from hsae.evidence import Index, Subject
 from hsae.inspect.ink import Ink
-from hsae.inspect.tokens import visible
 from hsae.interpret.results import read_explanations
 from hsae.record import Row
 

@@ -14,8 +14,8 @@ from textual.widget import Widget
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from hsae.errors import visible
 from hsae.figures import NONE, fraction
-from hsae.inspect.tokens import visible
 from hsae.record import Row
 
 KEYS = (

@@ -12,10 +12,10 @@ from rich.text import Text
 from textual.strip import Strip
 
 from hsae.browse.catalogue import Catalogue, Stretch
+from hsae.errors import visible
 from hsae.evidence.latent import TOP, LatentEvidence, Logit
 from hsae.figures import figure, fraction, percent
 from hsae.inspect.ink import Ink, histogram, keyword_line
-from hsae.inspect.tokens import visible
 
 TOKENS = 8
 """tokens in the table of those that a latent fires on"""

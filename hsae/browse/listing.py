@@ -18,10 +18,10 @@ from textual.strip import Strip
 
 from hsae.browse.catalogue import Catalogue
 from hsae.browse.drawing import context_line, fit, shown_token, strip
+from hsae.errors import visible
 from hsae.evidence.latent import TOP
 from hsae.figures import NONE, figure, percent
 from hsae.inspect.ink import Ink
-from hsae.inspect.tokens import visible
 
 HEADINGS = {
     "latent": "latent",

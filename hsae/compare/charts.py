@@ -9,8 +9,8 @@ from html import escape
 
 from hsae.compare.matched import BINS, Matching
 from hsae.compare.scale import l0_axis, worth_axis
+from hsae.errors import visible
 from hsae.figures import fraction
-from hsae.inspect.tokens import visible
 
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 14.0, 40.0
 """pixels around a plot"""

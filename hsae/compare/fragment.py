@@ -10,8 +10,8 @@ from typing import Literal
 from hsae.compare.charts import histogram
 from hsae.compare.matched import Lone, Matching, Twin
 from hsae.compare.pair import FEW, Comparison
+from hsae.errors import visible
 from hsae.figures import NONE, fraction, percent
-from hsae.inspect.tokens import visible
 
 STYLE = files("hsae.compare").joinpath("compare.css").read_text(encoding="utf-8")
 """the style of everything inside `class="compare"`; light and dark"""

@@ -17,11 +17,12 @@ from hsae.figures import size
 from hsae.files import replacing
 from hsae.plain import finite
 from hsae.progress import Bar, say
+from hsae.terminal import Terminal
 
 
 def show(settings: CompareConfig, console: Console | None) -> None:
     """See `hsae.compare.compare`."""
-    console, errors = console or Console(), Console(stderr=True)
+    console, errors = console or Terminal(), Terminal(stderr=True)
     out = Path(settings.html)
     if settings.html and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise UserError(f"--html {out}: " + ("a folder; name a file" if out.is_dir() else "its folder is not there"))

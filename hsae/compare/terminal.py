@@ -13,9 +13,9 @@ from hsae.compare.pair import Comparison
 from hsae.compare.report import Entry, Report
 from hsae.compare.scale import Axis, l0_axis, worth_axis
 from hsae.compare.wording import caption, pairs_caption, same_rows
+from hsae.errors import visible
 from hsae.figures import NONE, fraction, percent, scientific, short, thousands
 from hsae.inspect.tables import open_table
-from hsae.inspect.tokens import visible
 
 DETAILED = 6
 """pairs up to which latents are listed"""

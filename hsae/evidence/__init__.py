@@ -11,6 +11,7 @@ Reading an index needs no PyTorch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,9 @@ def open_index(
             pass  # Damaged: it is made anew.
         else:
             if all(index.facts.get(key) == value for key, value in subject.facts.items()):
+                # Left behind by a kill after the index was written.
+                with contextlib.suppress(OSError):
+                    path.with_suffix(".partial").unlink(missing_ok=True)
                 return index
     from hsae.evidence.build import build
 

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from hsae.errors import UserError
 from hsae.evidence.draws import Together, Windows, nearest
 from hsae.evidence.entries import Encoder
+from hsae.evidence.file import BLOCKS, Arrays, write
 from hsae.evidence.gathered import SILENT, Contexts, Gathered, Passage
 from hsae.evidence.latent import BINS, LOGITS, TOKENS
 from hsae.evidence.subject import Subject
-from hsae.files import alone, replacing
+from hsae.files import alone, lasting_folder
 from hsae.run import Run
 from hsae.sae import SAE
+from hsae.seal import FIELD
 from hsae.store import Store
 from hsae.unembedding import Unembedding, read_unembedding
 
@@ -82,8 +83,7 @@ def build(subject: Subject, console: Console | None = None, advance: Advance = l
             arrays |= lens(sae.W_dec, _unembedding(subject))
         except UserError as error:
             logits = str(error)
-        with replacing(path) as aside:
-            aside.write_bytes(save(arrays, metadata={**subject.facts, "logits": logits}))
+        write(path, arrays, {**subject.facts, "logits": logits})
         partial.unlink(missing_ok=True)
     return path
 
@@ -91,7 +91,7 @@ def build(subject: Subject, console: Console | None = None, advance: Advance = l
 def _place(path: Path) -> Path:
     """The path, or one in a temporary folder where its own cannot be written to."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        lasting_folder(path.parent)
         with tempfile.TemporaryFile(dir=path.parent):
             return path
     except OSError:
@@ -143,20 +143,21 @@ class Passing:
     def save(self, path: Path, facts: dict[str, str]) -> None:
         """Save how far it is. A folder that is full or closed costs the saving, not the pass."""
         state = {name: value.contiguous() for name, value in self._state().items()}
-        with contextlib.suppress(OSError), replacing(path) as aside:
-            aside.write_bytes(save(state, metadata={**facts, "next": str(self.next)}))
+        with contextlib.suppress(OSError):
+            write(path, state, {**facts, "next": str(self.next)})
 
     def restore(self, path: Path, facts: dict[str, str]) -> None:
         """Go on from what was saved, if it is of the same subject."""
         try:
+            Arrays(path).check()
             with safe_open(path, framework="pt") as file:
-                saved = file.metadata() or {}
+                saved = {key: value for key, value in file.metadata().items() if key not in (FIELD, BLOCKS)}
                 following = int(saved.pop("next"))
                 if saved != facts:
                     return
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (OSError, SafetensorError, KeyError, ValueError):
-            return
+        except (OSError, SafetensorError, UserError, KeyError, ValueError):
+            return  # not there, or damaged: the pass begins anew
         self.next, self.rows, self.occurrences = following, state["rows"], state["occurrences"]
         for name, value in self.gathered.state().items():
             value.copy_(state[f"gathered.{name}"])

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
-from safetensors import SafetensorError, safe_open
 
 from hsae.errors import UserError
+from hsae.evidence.file import Arrays
 from hsae.evidence.latent import (
     BEFORE,
     TOP,
@@ -28,6 +28,7 @@ from hsae.evidence.latent import (
     Near,
     TokenUse,
 )
+from hsae.evidence.sound import fault
 
 DENSE = 0.01
 """firing rate above which a latent is dense"""
@@ -45,16 +46,14 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file: Any = safe_open(path, framework="np")
-            self.facts: Mapping[str, str] = self._file.metadata() or {}
-            self._there = set(self._file.keys())
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: damaged or unreadable ({error}); delete it, and it is made anew") from None
+        self._file = Arrays(path)
+        self.facts: Mapping[str, str] = self._file.facts
+        if wrong := fault(self._file):
+            raise UserError(f"{path}: damaged or unreadable ({wrong}); delete it, and it is made anew")
 
     def array(self, name: str) -> Shaped[np.ndarray, "..."]:
         """A whole array of the file."""
-        return self._file.get_tensor(name)
+        return self._file.array(name)
 
     @cached_property
     def rows(self) -> int:
@@ -89,7 +88,7 @@ class Index:
     @property
     def has_logits(self) -> bool:
         """Whether there is a logit lens; `facts["logits"]` says why not."""
-        return "promoted" in self._there
+        return "promoted" in self._file
 
     @cached_property
     def occurrences(self) -> Int[np.ndarray, "token"]:
@@ -184,13 +183,11 @@ class Index:
         return code
 
     def _one(self, name: str, latent: int) -> Any:
-        return self._file.get_slice(name)[latent]
+        return self._file.array(name, latent, latent + 1)[0]
 
     def _some(self, name: str, offset: str, latent: int) -> Any:
-        first, last = self._file.get_slice(f"{offset}_offset")[latent : latent + 2].tolist()
-        part = self._file.get_slice(name)
-        # An empty slice at an array's end is refused as out of its bounds.
-        return part[first:last] if first < last else np.zeros((0, *part.get_shape()[1:]), np.int32)
+        first, last = self._file.array(f"{offset}_offset", latent, latent + 2).tolist()
+        return self._file.array(name, first, last)
 
     def _contexts(self, kind: str, latent: int) -> list[Context]:
         parts = (self._some(f"{kind}_{name}", kind, latent) for name in ("sequence", "position", "tokens", "code"))
@@ -198,6 +195,8 @@ class Index:
         for sequence, position, tokens, code in zip(*parts, strict=True):
             inside = tokens >= 0
             first = int(inside.argmax())
+            if not inside[first : BEFORE + 1].all() or first > BEFORE:
+                raise UserError(f"{self.path}: damaged (a context without its peak); delete it, and it is made anew")
             found.append(
                 Context(
                     sequence=int(sequence),

@@ -49,7 +49,7 @@ class Subject:
     @cached_property
     def tokenizer(self) -> Any:
         """See `read_tokenizer`."""
-        return read_tokenizer(self.folder)
+        return read_tokenizer(self.folder, self.manifest)
 
     @cached_property
     def facts(self) -> dict[str, str]:

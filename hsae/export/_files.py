@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hsae.errors import UserError
-from hsae.files import replacing
+from hsae.files import flush, lasting_folder, naming, replacing
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -42,14 +42,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
         raise UserError(f"{target}: is there already; give another name, or delete it")
     aside = target.with_name(f".{target.name}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        lasting_folder(target.parent)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
     except OSError as error:
         raise UserError(f"{target}: cannot be made ({error.strerror})") from None
     try:
         yield aside
-        os.replace(aside, target)
+        with naming(target):
+            for path in (*aside.rglob("*"), aside):
+                flush(path)
+            os.replace(aside, target)
+            flush(target.parent)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; {target} was not written") from None
     finally:

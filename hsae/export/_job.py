@@ -25,9 +25,8 @@ PACKAGE = "hsae.export"
 
 def write(settings: ExportConfig, console: Console | None) -> Path:
     """What `hsae.export.export` does."""
-    from rich.console import Console
-
     from hsae.progress import say
+    from hsae.terminal import Terminal
 
     exporter = _exporter(settings.to)
     run = Run.open(settings.run)
@@ -47,7 +46,7 @@ def write(settings: ExportConfig, console: Console | None) -> Path:
     subject = Subject(run, row, sae.folded(), form, store, known, hook, provenance(run, row, form, known, hook))
     target = Path(settings.out or cache_root() / "exports" / f"{run.name}-{row.setup}-{row.seed}-{settings.to}")
     with whole_folder(target) as folder:
-        module = exporter.write(subject, settings, folder, Console(stderr=True) if console is not None else None)
+        module = exporter.write(subject, settings, folder, Terminal(stderr=True) if console is not None else None)
     if console is not None:
         what = f"{row.setup} (seed {row.seed}) of run {run.name}"
         say(console, f"{target}: {what}, as {form.activation} for {settings.to}")

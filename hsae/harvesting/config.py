@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from hsae import config as configs
-from hsae.config import require
+from hsae.config import later, require
+from hsae.files import is_url
 from hsae.harvesting.packing import Separator
 from hsae.store.manifest import BYTES
 
@@ -29,6 +30,8 @@ class HarvestConfig:
     """Tokens in a context."""
     name: str = ""
     """The store's name; by default made of model, data and a fingerprint of this config."""
+    to: str = later("")
+    """URL of the folder to harvest to, such as s3://bucket/folder; empty: a folder of the name under the cache."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """How activations are stored; the model computes in fp32."""
     split: str = "train"
@@ -51,6 +54,9 @@ class HarvestConfig:
     """The first positions of each context do not count (attention sinks)."""
     exclude_norm: float = 0.0
     """Positions whose norm is above this many times the median of their context do not count; 0 keeps all."""
+    non_finite: Literal["stop", "drop", "clip"] = later("stop")
+    """NaN, infinity, or more than the dtype holds: stop; drop such positions (they do not count, and are stored as 0);
+    or clip (NaN to 0, the rest to the largest number of the dtype)."""
     batch_sequences: int = 4
     """Contexts in one pass of the model; more pay on a GPU, on a CPU they only cost memory."""
     shard_mib: int = 32
@@ -75,6 +81,7 @@ class HarvestConfig:
         require(self.exclude_norm == 0 or self.exclude_norm > 1, "exclude_norm", "0 or above 1", self.exclude_norm)
         require(self.batch_sequences >= 1, "batch_sequences", "at least 1", self.batch_sequences)
         require(self.shard_mib >= 1, "shard_mib", "at least 1", self.shard_mib)
+        require(not self.to or is_url(self.to), "to", "a URL, such as s3://bucket/folder, or empty", self.to)
         require(re.fullmatch(r"(\w[\w.+-]*)?", self.name) is not None, "name", "letters, digits and . + - _", self.name)
 
     @property

@@ -113,7 +113,12 @@ class Rows(Iterator[Row]):
     def __init__(self, packing: Packing, source: Source, tokenizer: Any, cursor: Cursor) -> None:
         self.packing, self.source, self.tokenizer = packing, source, tokenizer
         self.duplicates = 0
+        self._start, self._ahead = cursor.document, list[Cursor]()
         self._rows = (self._packed if packing.pack == "packed" else self._one_each)(cursor)
+
+    def skip_to(self, cursor: Cursor) -> None:
+        """Leave out the rows before a place further on: that of an earlier reading. They are not tokenised."""
+        self._start, self._ahead = cursor.document, [cursor]
 
     def __next__(self) -> Row:
         row = next(self._rows)
@@ -129,8 +134,10 @@ class Rows(Iterator[Row]):
         """Rows filled to the end. A last one that stays incomplete is dropped."""
         context, bos = self.packing.context, self.packing.bos if self.packing.prepend_bos else None
         row, filled = np.empty(context, np.int64), 0
-        for piece in self._pieces(cursor.document):
-            if piece.document != cursor.document:
+        for piece in self._pieces():
+            if piece.document < cursor.document:  # tokenised before it was to be left out
+                continue
+            if piece.document > cursor.document:
                 cursor = replace(cursor, document=piece.document, used=0)
             cursor = replace(cursor, duplicates=piece.duplicates, documents=cursor.documents + (cursor.used == 0))
             while cursor.used < len(piece.tokens):
@@ -143,11 +150,17 @@ class Rows(Iterator[Row]):
                 if filled == context:
                     yield Row(row.copy(), context, _after(cursor) if cursor.used == len(piece.tokens) else cursor)
                     filled = 0
+                    if self._ahead:
+                        cursor = self._ahead.pop()
+                        if cursor.document > piece.document:
+                            break
 
     def _one_each(self, cursor: Cursor) -> Iterator[Row]:
         """One document a row, padded on the right, cut off at the context length."""
         context, bos = self.packing.context, self.packing.bos if self.packing.prepend_bos else None
-        for piece in self._pieces(cursor.document):
+        for piece in self._pieces():
+            if piece.document < cursor.document:
+                continue
             row, start = np.full(context, self.packing.pad, np.int64), 0
             if bos is not None and piece.tokens[0] != bos:
                 row[0], start = bos, 1
@@ -156,14 +169,16 @@ class Rows(Iterator[Row]):
             cut = len(taken) < len(piece.tokens)
             cursor = Cursor(piece.document + 1, 0, cursor.documents + 1, piece.duplicates, cursor.truncated + cut)
             yield Row(row, start + len(taken), cursor)
+            if self._ahead:
+                cursor = self._ahead.pop()
 
-    def _pieces(self, start: int) -> Iterator[Piece]:
-        """Tokenised documents from number `start` on, without empty ones and dropped duplicates."""
+    def _pieces(self) -> Iterator[Piece]:
+        """Tokenised documents without empty ones and dropped duplicates; those before the start are left out."""
         dedupe, seen = self.packing.dedupe, set[bytes]()
         batch: list[tuple[int, int, Document]] = []
         characters = 0
         # A duplicate can only be told by all documents before it; those are read again, but not tokenised.
-        first = 0 if dedupe else start
+        first = 0 if dedupe else self._start
         for number, document in enumerate(self.source.documents(first), start=first):
             if len(document) == 0:
                 continue
@@ -174,7 +189,7 @@ class Rows(Iterator[Row]):
                     self.duplicates += 1
                     continue
                 seen.add(key)
-            if number < start:
+            if number < self._start:
                 continue
             batch.append((number, self.duplicates, document))
             characters += len(document) if isinstance(document, str) else 0

@@ -22,9 +22,11 @@ class Shard:
         dtype: what activations are stored as.
 
     Attributes:
+        index: which shard it is; -1 while it is empty.
         sequences: how many are in it.
         excluded: for each hook point, how many positions do not count, by reason.
-        cursor: the place in the text behind the last sequence.
+        start: the place in the text before the first sequence.
+        cursor: the place behind the last one.
     """
 
     def __init__(self, sequences: int, context: int, widths: Mapping[str, int], dtype: torch.dtype) -> None:
@@ -37,13 +39,8 @@ class Shard:
 
     def clear(self) -> None:
         """Empty it."""
-        self.sequences, self.cursor = 0, Cursor()
+        self.index, self.sequences, self.start, self.cursor = -1, 0, Cursor(), Cursor()
         self.excluded: dict[str, dict[str, int]] = {hook: {} for hook in self._keep}
-
-    @property
-    def full(self) -> bool:
-        """No room for another sequence."""
-        return self.sequences == len(self._tokens)
 
     @property
     def tokens(self) -> Tensor:
@@ -67,6 +64,8 @@ class Shard:
         keep: Mapping[str, tuple[Bool[Tensor, "sequence position"], dict[str, int]]],
     ) -> None:
         """Append a batch, with what the model computed and which positions count (see `keep_mask`)."""
+        if self.index < 0:
+            self.index, self.start = batch.shard, batch.start
         here = slice(self.sequences, self.sequences + len(batch.tokens))
         self._tokens[here] = batch.tokens
         for hook, values in activations.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 from hsae import hub
 from hsae.errors import UserError, choices, one_line
+from hsae.harvesting.config import HarvestConfig
 from hsae.harvesting.text import BUNDLED, READERS, Document, LocalFiles, Source, as_document, pick_column
 
 
@@ -43,6 +44,17 @@ def open_source(
         if path.suffix not in READERS:
             raise UserError(f"{name}: unknown kind of file {path.suffix!r}; known are {', '.join(READERS)}")
     return LocalFiles(tuple(paths), column, separator)
+
+
+def text_of(config: HarvestConfig) -> Source:
+    """The documents that a config names (see `open_source`)."""
+    return open_source(
+        config.data,
+        split=config.split,
+        column=config.column,
+        revision=config.data_revision,
+        separator=config.document_separator,
+    )
 
 
 def _looks_local(name: str) -> bool:

@@ -26,6 +26,8 @@ BUNDLED = Path(__file__).parents[1] / "assets" / "stories.parquet"
 # A .txt document longer than this many characters is cut at a line end.
 LONGEST = 1 << 20
 READ_BYTES = 1 << 20
+# Bytes of one line of a .jsonl, which has to fit into memory several times over.
+LONGEST_LINE = 256 << 20
 
 
 class Source(ABC):
@@ -116,13 +118,15 @@ def _not_utf8(path: Path, offset: int) -> UserError:
 def _read_jsonl(path: Path, source: LocalFiles) -> Iterator[Document]:
     column, offset = "", 0
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+            if len(line) > LONGEST_LINE:
+                raise UserError(f"{path}, line {number}: over {LONGEST_LINE >> 20} MiB; a line holds one document")
             try:
                 row = json.loads(line.decode()) if line.strip() else None
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, offset + error.start) from None
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not JSON ({one_line(error)})") from None
             offset += len(line)
             if row is None:
                 continue

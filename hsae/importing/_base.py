@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hsae.errors import UserError, one_line
+from hsae.errors import UserError, one_line, shown
 from hsae.export._plain import Plain
 from hsae.sae import Variant
+
+MOST_BYTES = 16 << 20
+"""of a table that tells of an SAE"""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,10 @@ class Reader(ABC):
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of somebody else's."""
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"over {MOST_BYTES >> 20} MiB")
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged or unreadable ({one_line(error)})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: not a JSON object")
@@ -96,7 +102,11 @@ class Tensors:
         value = self._left.pop(name)
         if not isinstance(value, Tensor) or tuple(value.shape) != shape:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UserError(f"{self.path}: {name} is {found}, where {list(shape)} is wanted")
+            raise UserError(f"{self.path}: {name} is {shown(found)}, where {shown(list(shape))} is wanted")
+        # A PyTorch file can tell of a tensor that repeats a few numbers without end, or has none at all.
+        plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_complex()
+        if not plain or value.is_quantized or value.nbytes > self.path.stat().st_size:
+            raise UserError(f"{self.path}: {name} is not a plain tensor whose numbers are in the file")
         value = value.float()
         if not value.isfinite().all():
             raise UserError(f"{self.path}: {name} holds numbers that are not finite")

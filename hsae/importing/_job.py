@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hsae import registry
+from hsae import config, registry
 from hsae.baselines import baselines, training_rows
 from hsae.errors import UserError
 from hsae.export._files import whole_folder
@@ -48,9 +48,11 @@ def bring(settings: ImportConfig, console: Console | None) -> Run:
         raise UserError(f"--name {settings.name!r}: use letters, digits and . + - _")
     fit = fitting_store(settings, foreign)
     row, beaten, held = _table(settings, made, fit)
+    result = _result(folder, foreign, made, fit, row, beaten, held)
+    config.check(result, str(folder))  # what its files say of the model and the hook point is written down as it is
     with whole_folder(target) as aside:
         writer = RunWriter(aside, _train_table(settings, made, fit, target.name))
-        writer.finish({(made.name, made.seed): made.sae}, _result(folder, foreign, made, fit, row, beaten, held))
+        writer.finish({(made.name, made.seed): made.sae}, result)
     run = Run(target)
     if console is not None:
         say(console, f"{target}: {run.result.origin}")

@@ -59,7 +59,10 @@ def _known(foreign: Foreign) -> Setup | None:
     own = foreign.provenance
     name, seed = own.get("setup"), own.get("seed")
     if not (
-        isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) and isinstance(seed, int) and seed >= 0
+        isinstance(name, str)
+        and re.fullmatch(r"[a-z0-9][a-z0-9-]*", name)
+        and isinstance(seed, int)
+        and 0 <= seed < 2**63
     ):
         return None
     try:

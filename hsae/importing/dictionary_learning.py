@@ -6,8 +6,8 @@ and multiplies codes accordingly.
 
 from __future__ import annotations
 
-import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,19 @@ class DictionaryLearning(Reader):
 
 
 def _state(path: Path) -> Mapping[str, Any]:
-    """The state dict, with nothing executed: a file that holds other objects than tensors is refused."""
+    """The state dict, with nothing executed: a file that holds other objects than tensors is refused.
+
+    So is one that would unpack to more than its size; PyTorch compresses nothing, and its own way of reading files from
+    before version 1.6 makes room by what they say.
+    """
     try:
+        with zipfile.ZipFile(path) as file:
+            if sum(part.file_size for part in file.infolist()) > path.stat().st_size:
+                raise ValueError("it is compressed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that it is about to refuse
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # PyTorch raises all kinds
         raise UserError(f"{path}: not a file of tensors alone, or damaged ({one_line(error, 120)})") from None
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path}: not a state dict")

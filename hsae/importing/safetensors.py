@@ -20,7 +20,7 @@ class SafeTensors(Reader):
         path = folder / "config.json"
         config, found = read_json(path), read_tensors(folder / "sae.safetensors")
         activation = config.get("activation")
-        if config.get("format") != FORMAT or activation not in FORMULAS:
+        if config.get("format") != FORMAT or activation not in [*FORMULAS]:
             raise UserError(f"{path}: not written by `hsae export --to safetensors`")
         if "W_enc" not in found or found["W_enc"].ndim != 2:
             raise UserError(f"{folder / 'sae.safetensors'}: has no matrix W_enc")

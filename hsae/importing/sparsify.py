@@ -25,7 +25,10 @@ class Sparsify(Reader):
             name = "signed topk" if cfg.get("signed") else activation
             raise UserError(f"{path}: activation {name!r} cannot be represented; topk can")
         width = whole_number(cfg, "d_in", path)
-        latents = cfg.get("num_latents") or width * whole_number(cfg, "expansion_factor", path)
+        named = bool(cfg.get("num_latents"))
+        latents = (
+            whole_number(cfg, "num_latents", path) if named else width * whole_number(cfg, "expansion_factor", path)
+        )
         tensors = Tensors(folder / "sae.safetensors", read_tensors(folder / "sae.safetensors"))
         W_enc, W_dec = tensors.take("encoder.weight", latents, width), tensors.take("W_dec", latents, width)
         b_dec = tensors.take("b_dec", width)

@@ -65,17 +65,16 @@ def inspect(config: InspectConfig, console: Console | None = None) -> None:
     Raises:
         UserError: a run, setup, seed, latent, store or hook point that is not there, or a store of another width.
     """
-    from rich.console import Console
-
     from hsae.evidence import open_index, open_subject
+    from hsae.terminal import Terminal
 
-    console = console or Console()
+    console = console or Terminal()
     subject = open_subject(config.run, config.setup, config.seed, config.on, config.hook)
     latents = latent_list(config.latent)
     if subject.row.diverged and not (latents or config.pick or config.html):
         _print_overview(config, subject, None, console)
         return
-    errors = Console(stderr=True)
+    errors = Terminal(stderr=True)
     index = open_index(subject, errors)
     for latent in latents:
         index.check(latent)

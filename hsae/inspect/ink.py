@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from hsae.errors import visible
 from hsae.evidence import LatentEvidence
 from hsae.figures import figure
-from hsae.inspect.tokens import visible
 
 ORANGE = (255, 140, 0)
 BLOCKS = " ▁▂▃▄▅▆▇█"

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from hsae.errors import visible
 from hsae.evaluate import Evaluation
 from hsae.figures import NONE, figure, fraction
 from hsae.inspect.tables import open_table
-from hsae.inspect.tokens import visible
 from hsae.plain import finite
 from hsae.splice import Loss
 

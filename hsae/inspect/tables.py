@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hsae.errors import visible
 from hsae.figures import NONE, fraction, scientific
-from hsae.inspect.tokens import visible
 from hsae.intervals import estimate
 from hsae.record import Baseline, Row
 

@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hsae.errors import visible
 from hsae.evidence.latent import Context
 from hsae.figures import NONE, figure, fraction, percent
 from hsae.inspect.ink import Ink, histogram, keyword_line
 from hsae.inspect.tables import open_table, run_tables
-from hsae.inspect.tokens import visible
 from hsae.inspect.view import Glance, Head, LatentView, Overview
 from hsae.record import Record
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,17 +62,3 @@ class Pieces:
     def _known(self, token: int) -> bool:
         name = self._tokenizer.convert_ids_to_tokens if self._transformers else self._tokenizer.id_to_token
         return name(token) is not None
-
-
-def visible(text: str) -> str:
-    """Text that is safe on one line of a terminal: ⏎ for a newline, escapes for control and formatting characters."""
-    return text if text.isprintable() else "".join(map(_visible, text))
-
-
-def _visible(character: str) -> str:
-    if character == "\n":
-        return "⏎"
-    # Cc, Cf and Cs move the cursor, turn the direction of writing or are no text at all; Zl and Zp break lines.
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character.encode("unicode_escape", "surrogatepass").decode("ascii")
-    return character

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from hsae.device import choose_device
-from hsae.errors import UserError, one_line
-from hsae.loading import local_path
+from hsae.errors import UserError
+from hsae.loading import cannot_load, local_path
 
 
 class Chat:
@@ -33,10 +33,10 @@ class Chat:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(place)
-            self._model: Any = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+            self._model: Any = AutoModelForCausalLM.from_pretrained(place, dtype="auto", trust_remote_code=False)
         except Exception as error:  # transformers raises whatever fits an architecture
-            raise UserError(f"model {name}: cannot be loaded: {one_line(error)}") from None
+            raise UserError(f"model {name}: {cannot_load(error)}") from None
         self._model = self._model.to(choose_device("auto")).eval()
         self._longest = int(getattr(self._model.config, "max_position_embeddings", 0) or 1 << 20)
 

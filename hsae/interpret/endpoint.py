@@ -17,6 +17,8 @@ from hsae.errors import UserError, one_line
 
 TRIES = 6
 """requests for one answer; waits of 1, 2, 4, … s lie between them"""
+MOST_BYTES = 16 << 20
+"""of an answer"""
 LONGEST = 60.0
 """seconds that a server may make us wait (Retry-After)"""
 KEY = "OPENAI_API_KEY"
@@ -80,7 +82,7 @@ class Endpoint:
                 if not said:
                     continue
                 asked = error.headers.get("Retry-After", "")
-                wait = min(float(asked), LONGEST) if asked.isdigit() else wait
+                wait = min(float(asked), LONGEST) if asked.isdecimal() and len(asked) < 10 else wait
             except (OSError, HTTPException, ValueError) as error:
                 reason = getattr(error, "reason", error)
                 if isinstance(reason, ConnectionRefusedError):
@@ -103,7 +105,13 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{self.address}/chat/completions", json.dumps(body).encode(), headers)
         with self._opener.open(request, timeout=self.timeout) as response:
-            data = json.loads(response.read())
+            raw = response.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
+            raise ValueError(f"an answer of over {MOST_BYTES >> 20} MiB")
+        try:
+            data = json.loads(raw)
+        except RecursionError as error:
+            raise ValueError("an answer nested too deeply") from error
         try:
             usage = data.get("usage") or {}
             with self._lock:
@@ -111,7 +119,7 @@ class Endpoint:
                 self.read += int(usage.get("prompt_tokens") or 0)
                 self.written += int(usage.get("completion_tokens") or 0)
             return str(data["choices"][0]["message"].get("content") or "")
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, OverflowError) as error:
             raise ValueError("the answer is not a chat completion") from error
 
     def _refusal(self, error: urllib.error.HTTPError) -> str:

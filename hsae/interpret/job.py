@@ -21,6 +21,7 @@ from hsae.interpret.local import Local
 from hsae.interpret.results import Book, Explanation, path_of, read_book, write_book
 from hsae.progress import Bar, say
 from hsae.record import Record
+from hsae.terminal import Terminal
 
 SEED = 0
 """of the even draw of `sample`"""
@@ -39,8 +40,8 @@ def run(settings: InterpretConfig, console: Console | None = None) -> None:
     from hsae.interpret.report import document, draw
     from hsae.plain import finite
 
-    console = console or Console()
-    errors = Console(stderr=True)
+    console = console or Terminal()
+    errors = Terminal(stderr=True)
     model = cache(lambda: _model(settings, errors))
     explained = [one(settings, subject, errors, model) for subject in subjects(settings)]
     if isinstance(asked := model() if model.cache_info().currsize else None, Endpoint):

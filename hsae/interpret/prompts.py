@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from hsae.inspect.tokens import visible
+from hsae.errors import visible
 from hsae.interpret.rules import LENGTH
 
 Messages = list[dict[str, str]]

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from rich.console import RenderableType
 from rich.text import Text
 
+from hsae.errors import visible
 from hsae.figures import NONE, fraction, percent
 from hsae.inspect.tables import open_table
-from hsae.inspect.tokens import visible
 from hsae.interpret.examples import DENSE, NEVER
 from hsae.interpret.results import SCORES, Explanation, Score
 from hsae.intervals import estimate

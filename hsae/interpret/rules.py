@@ -9,7 +9,7 @@ from functools import reduce
 import numpy as np
 from jaxtyping import Bool, Int
 
-from hsae.inspect.tokens import visible
+from hsae.errors import visible
 from hsae.interpret.features import BITS, FIRST, Features, Lexicon
 from hsae.interpret.words import CLASS_NAMES, KINDS
 

@@ -138,10 +138,9 @@ def ablate(settings: AblateConfig, console: Console | None = None) -> None:
     Raises:
         UserError: a run, setup, seed, latent, store, hook point or model that is not there, or another model's store.
     """
-    from rich.console import Console
-
     from hsae.intervene.drawing import draw_effects
     from hsae.intervene.effects import effects
+    from hsae.terminal import Terminal
 
     latents = _latents("ablate", settings.latent)
     with _stopped():
@@ -154,9 +153,9 @@ def ablate(settings: AblateConfig, console: Console | None = None) -> None:
             controls=settings.controls,
             control_seed=settings.control_seed,
             batch=settings.batch,
-            console=Console(stderr=True),
+            console=Terminal(stderr=True),
         )
-    _show(found, draw_effects, settings.json, console or Console())
+    _show(found, draw_effects, settings.json, console or Terminal())
 
 
 def steer(settings: SteerConfig, console: Console | None = None) -> None:
@@ -169,10 +168,9 @@ def steer(settings: SteerConfig, console: Console | None = None) -> None:
     Raises:
         UserError: as `ablate`; or a prompt that is empty, no text, or as long as the model's context.
     """
-    from rich.console import Console
-
     from hsae.intervene.drawing import draw_steered
     from hsae.intervene.steering import steered
+    from hsae.terminal import Terminal
 
     latents, prompt = _latents("steer", settings.latent), _prompt(settings.prompt)
     with _stopped():
@@ -187,9 +185,9 @@ def steer(settings: SteerConfig, console: Console | None = None) -> None:
             tokens=settings.tokens,
             temperature=settings.temperature,
             sampling_seed=settings.sampling_seed,
-            console=Console(stderr=True),
+            console=Terminal(stderr=True),
         )
-    _show(found, draw_steered, settings.json, console or Console())
+    _show(found, draw_steered, settings.json, console or Terminal())
 
 
 @contextlib.contextmanager

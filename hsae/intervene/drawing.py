@@ -9,10 +9,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hsae.errors import visible
 from hsae.figures import NONE, figure, percent
 from hsae.inspect.ink import Ink, keyword_line
 from hsae.inspect.tables import open_table
-from hsae.inspect.tokens import visible
 from hsae.intervals import Estimate
 from hsae.intervene.effects import Effects
 from hsae.intervene.site import Head

@@ -53,9 +53,15 @@ def attend(
     All in float32. On the CPU each position's heads must lie together and positions at equal distances, as in slices
     of one buffer [sequence, position, numbers].
     """
-    library = _library() if q.device.type == "cpu" else None
-    small = library is not None and q.shape[3] <= LARGEST_HEAD[library.hsae_attention_lanes()]
-    (native_attend if small else sdpa)(q, k, v, out, scale, window)
+    own = q.device.type == "cpu" and lanes(q.shape[3])
+    (native_attend if own else sdpa)(q, k, v, out, scale, window)
+
+
+def lanes(d_head: int) -> int:
+    """Floats in a vector of the C kernel, if that computes heads of so many numbers on a CPU; 0 where SDPA does."""
+    library = _library()
+    found = 0 if library is None else library.hsae_attention_lanes()
+    return found if found and d_head <= LARGEST_HEAD[found] else 0
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float, window: int = 0) -> None:

@@ -28,10 +28,15 @@ class Affine:
         self.weight, self.bias = weight, bias
         self._packed: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def own(self) -> bool:
+        """Whether the C kernel computes it, on a CPU."""
+        return _library() is not None and self.weight.numel() <= MOST_WEIGHTS
+
     def into(self, out: Float[Tensor, "row out"], x: Float[Tensor, "row into"]) -> Float[Tensor, "row out"]:
         """Compute into `out`, and return it."""
-        library = _library() if x.device.type == "cpu" and self.weight.numel() <= MOST_WEIGHTS else None
-        if library is None:
+        library = _library()
+        if x.device.type != "cpu" or library is None or not self.own:
             return affine(out, x, self.weight, self.bias)
         packed, bias = self._packed = self._packed or self._pack(library)
         assert x.is_contiguous()

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers
 from hsae.kernels.native import call, load, packed_rows
 
 # Numbers of [token, latent] that are kept at a time: they should stay in the processor's last cache.
@@ -38,27 +39,34 @@ class Competition:
 
     @classmethod
     def of(
-        cls, u: Float[Tensor, "token latent"], x: Float[Tensor, "token width"], temperature: float, signed: bool
+        cls,
+        u: Float[Tensor, "token latent"],
+        x: Float[Tensor, "token width"],
+        temperature: float,
+        signed: bool,
+        peers: Peers = HERE,
     ) -> Competition:
-        """The reference, from the drive."""
-        s, ones = competition(u, temperature, signed), u.new_ones(1, len(u))
+        """The reference, from the drive; the sums of this rank's latents."""
+        s, ones = competition(u, temperature, signed, peers), u.new_ones(1, len(u))
         total, size, fired = ((ones @ values).squeeze(0) for values in (s, s.abs(), (u > 0).to(u.dtype)))
         return cls(s.T @ x, total, size, fired, torch.relu(u).sum())
 
 
-def competition(u: Float[Tensor, "token latent"], temperature: float, signed: bool) -> Float[Tensor, "token latent"]:
+def competition(
+    u: Float[Tensor, "token latent"], temperature: float, signed: bool, peers: Peers = HERE
+) -> Float[Tensor, "token latent"]:
     """The post-synaptic signal s. Ties go to the first latent."""
-    s = torch.softmax(temperature * u, dim=-1)
+    s = peers.softmax(temperature * u)
     if signed:
-        winner = u.argmax(dim=-1, keepdim=True)
-        won = s.gather(-1, winner)
-        s.neg_().scatter_(-1, winner, won)
+        value, winner = peers.winner(u)
+        won = s.gather(1, winner)
+        s.neg_().scatter_(1, winner, torch.where(value > -torch.inf, won, -won))
     return s
 
 
-def competes(device: torch.device) -> bool:
-    """Whether `compete` gives sums on a device."""
-    return device.type == "cpu" and load("softhebb") is not None
+def competes(device: torch.device, peers: Peers = HERE) -> bool:
+    """Whether `compete` gives sums on a device. The compiled code knows of no latents elsewhere."""
+    return device.type == "cpu" and not peers.several and load("softhebb") is not None
 
 
 def compete(
@@ -68,6 +76,7 @@ def compete(
     temperature: float,
     signed: bool,
     drive: Float[Tensor, "token latent"] | None = None,
+    peers: Peers = HERE,
 ) -> Competition | None:
     """The sums, without the drive as a matrix unless it is asked for; None where nothing computes them so.
 
@@ -78,8 +87,9 @@ def compete(
         temperature: inverse temperature of the softmax.
         signed: losers count with the opposite sign.
         drive: filled with the drive, where given.
+        peers: who holds other latents.
     """
-    if x.dtype != torch.float32 or not competes(x.device):
+    if x.dtype != torch.float32 or not competes(x.device, peers):
         return None
     packed, bias = packed_rows("softhebb", W, b)
     (latents, width), threads = W.shape, torch.get_num_threads()

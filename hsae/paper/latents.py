@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hsae.errors import visible
 from hsae.evidence import Index, Subject, open_index
 from hsae.evidence.latent import BEFORE, Context
-from hsae.inspect.tokens import Pieces, visible
+from hsae.inspect.tokens import Pieces
 
 if TYPE_CHECKING:
     from rich.console import Console

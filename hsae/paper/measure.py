@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from hsae.intervals import Estimate, estimate
 from hsae.paper.plan import UNDERFLOW
-from hsae.record import METRICS, Row
+from hsae.record import Row
 from hsae.run import Run
 from hsae.sae import SAE
 from hsae.store import Store
@@ -69,8 +68,7 @@ MEASURED = ("mse", "evr", "evr_std", "evr_median", "evr_pooled", "l1", "l0", "di
 def logs(run: Run) -> Logs:
     """A run's `metrics.jsonl`."""
     found: Logs = defaultdict(list)
-    for line in (run.folder / METRICS).read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in run.metrics():
         found[record["setup"], record["seed"]].append(record)
     return dict(found)
 

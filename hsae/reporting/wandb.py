@@ -129,6 +129,6 @@ def _config(settings: TrainConfig, setup: str, seed: int) -> dict[str, Any]:
     """What one SAE was trained with, for the columns of the service's tables."""
     table = config.table(settings)
     left_out = {"setup", "setups", "seeds", "name", "tensorboard", "wandb"}
-    left_out |= {"synthetic"} if settings.data == "store" else {"store"}
+    left_out |= {"store", "synthetic", "stream"} - {settings.data}
     shared = {name: value for name, value in table.items() if name not in left_out}
     return shared | {"setup": setup, "seed": seed} | table["setup"][setup]

@@ -37,7 +37,8 @@ class Resample(Revival):
         require(self.gain > 0, "gain", "above 0", self.gain)
 
     def revive(self, patient: Patient) -> tuple[dict[str, Weights], dict[str, State]] | None:
-        if patient.step % self.every or patient.done > self.share or not bool(patient.dead.any()):
+        peers = patient.weights["encoder"].peers
+        if patient.step % self.every or patient.done > self.share or not peers.count(patient.dead):
             return None
         return replace_rows(patient, patient.x, self.gain)
 
@@ -46,14 +47,18 @@ def replace_rows(
     patient: Patient, directions: Float[Tensor, "token width"], gain: float
 ) -> tuple[dict[str, Weights], dict[str, State]]:
     """Every dead latent begins anew along one of the tokens' `directions`, drawn by the tokens' loss squared."""
-    dead = patient.dead
+    dead, peers = patient.dead, patient.weights["encoder"].peers
     chance = patient.loss.cpu().double().square()
     chance = chance if 0 < float(chance.sum()) < math.inf else torch.ones_like(chance)
-    drawn = torch.multinomial(chance, int(dead.sum()), replacement=True, generator=patient.generator)
+    # Every rank draws for all dead latents, and takes what falls to its own.
+    everywhere = peers.join(dead).cpu()
+    drawn = torch.multinomial(chance, int(everywhere.sum()), replacement=True, generator=patient.generator)
+    first = int(everywhere[: peers.first].sum())
+    drawn = drawn[first : first + int(dead.sum())]
     rows = torch.nn.functional.normalize(directions[drawn.to(directions.device)], dim=1)
     weights, state = {}, {}
     for name, old in patient.weights.items():
-        length = old.W[~dead].norm(dim=1).mean() if bool((~dead).any()) else old.W.new_ones(())
+        length = peers.mean(old.W[~dead].norm(dim=1)) if peers.count(~dead) else old.W.new_ones(())
         W, b = old.W.clone(), old.b
         # A tied matrix serves as encoder and decoder: it takes the decoder's length.
         W[dead] = rows * length * (gain if name == "encoder" and "decoder" in patient.weights else 1.0)
@@ -65,5 +70,5 @@ def replace_rows(
             for key, value in old.extra.items()
         }
         weights[name] = replace(old, W=W, b=b, extra=extra)
-        state[name] = patient.rules[name].forget(patient.state[name], dead, name)
+        state[name] = patient.rules[name].forget(patient.state[name], dead, name, peers)
     return weights, state

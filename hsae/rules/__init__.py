@@ -3,6 +3,7 @@
 1. `statistics(synapse)`: sums over the tokens of a micro-batch, linear in the batch;
 2. `displacement(statistics, weights, state)`: the pointwise rest (normalisation, adaptive rate, sign, Adam).
 
+A rule sees the latents of one rank. What it sums, seeks or normalises over latents it asks `weights.peers` for.
 Backpropagation is a rule too: its statistics are the gradients. A rule never changes what it is given.
 """
 
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from hsae.across import HERE, Peers
 from hsae.config import Registered
 
 if TYPE_CHECKING:
@@ -35,17 +37,20 @@ class Weights:
         W: [latent, width].
         b: the bias: [latent] in an encoder, [width] in a decoder; None where there is none.
         extra: the SAE variant's own parameters (thresholds, gains), in an encoder.
+        peers: who holds the dictionary's other latents. Whatever is summed, sought or normalised over latents goes
+            through it; a change of weights, or their gradient, may be without.
     """
 
     W: Float[Tensor, "latent width"]
     b: Float[Tensor, "_"] | None = None
     extra: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict)
+    peers: Peers = HERE
 
     def plus(self, change: Weights) -> Weights:
         """The sum. What the change lacks stays as it is."""
         b = self.b if self.b is None or change.b is None else self.b + change.b
         moved = {name: self.extra[name] + value for name, value in change.extra.items()}
-        return Weights(self.W + change.W, b, {**self.extra, **moved})
+        return Weights(self.W + change.W, b, {**self.extra, **moved}, self.peers)
 
     def items(self) -> dict[str, Tensor]:
         """Every tensor under its name: `W`, `b`, and those of `extra`."""
@@ -53,12 +58,12 @@ class Weights:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
         """The same with `function` applied to every tensor."""
-        return Weights.of({name: function(value) for name, value in self.items().items()})
+        return Weights.of({name: function(value) for name, value in self.items().items()}, self.peers)
 
     @classmethod
-    def of(cls, items: Mapping[str, Tensor]) -> Weights:
+    def of(cls, items: Mapping[str, Tensor], peers: Peers = HERE) -> Weights:
         """The weights that `items` gave."""
-        return cls(items["W"], items.get("b"), {k: v for k, v in items.items() if k not in ("W", "b")})
+        return cls(items["W"], items.get("b"), {k: v for k, v in items.items() if k not in ("W", "b")}, peers)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Usage:
 
     Attributes:
         fired: each latent's number of tokens, [latent].
-        total: the sum of all activations.
+        total: the sum of all activations, of the latents that are here.
         squares: computes each latent's sum of squared activations, [latent].
     """
 
@@ -164,13 +169,14 @@ class Rule(Registered, ABC):
         """The state that the rule carries from step to step (optimiser moments, thresholds); nothing, for most."""
         return {}
 
-    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str) -> State:
+    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str, peers: Peers = HERE) -> State:
         """The state with nothing remembered of the latents that start anew.
 
         Args:
             state: the rule's.
             dead: which latents they are.
             side: `encoder` or `decoder`.
+            peers: who holds the others.
         """
         return state
 

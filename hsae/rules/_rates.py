@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import Peers
 from hsae.rules import Weights
 from hsae.rules._post import lebesgue
 
@@ -27,14 +28,14 @@ def decayed(
 
 
 def scaled(
-    direction: Float[Tensor, "latent width"], tokens: Float[Tensor, ""], normalise: Normalise
+    direction: Float[Tensor, "latent width"], tokens: Float[Tensor, ""], normalise: Normalise, peers: Peers
 ) -> Float[Tensor, "latent width"]:
     """A batch's sum over its largest entry, each latent's over its own largest, or over the number of tokens."""
     if normalise == "mean":
         return direction / tokens
     if normalise == "row":
         return direction / (direction.abs().amax(1, keepdim=True) + 1e-30)
-    return direction / (direction.abs().max() + 1e-30)
+    return direction / (peers.largest(direction.abs().max()) + 1e-30)
 
 
 def rates(

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers
 from hsae.config import later, require
 from hsae.kernels.adam import adam
 from hsae.rules import Part, Rule, State, Statistics, Synapse, Weights, cleared
@@ -59,18 +60,22 @@ class Backprop(Rule):
             state |= {f"{name}.mean": torch.zeros_like(value), f"{name}.square": torch.zeros_like(value)}
         return state
 
-    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str) -> State:
-        # A decoder's bias belongs to no latent; nor does a number that the variant has one of.
-        names = [key for key in state if state[key].ndim and not (side == "decoder" and key.startswith("b."))]
-        return cleared(state, names, dead)
+    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str, peers: Peers = HERE) -> State:
+        return cleared(state, [key for key, value in state.items() if _by_latent(side, key, value)], dead)
 
     def statistics(self, synapse: Synapse) -> Statistics:
         return synapse.gradient().items() | {"tokens": count(synapse)}
 
     @classmethod
     def step(cls, parts: Mapping[str, Part]) -> dict[str, tuple[Weights, State]]:
-        norms = [g.norm() / p.statistics["tokens"] for p in parts.values() for g in _gradients(p.statistics).values()]
-        norm = torch.stack(norms).norm()
+        norms = [
+            g.norm() / p.statistics["tokens"]
+            for side, p in parts.items()
+            for key, g in _gradients(p.statistics).items()
+            # What every rank has alike counts once.
+            if _by_latent(side, key, g) or not p.weights.peers.ranks.rank
+        ]
+        norm = next(iter(parts.values())).weights.peers.length(torch.stack(norms).norm())
         return {name: p.rule._clipped_adam(norm, p) for name, p in parts.items()}  # pyright: ignore[reportAttributeAccessIssue]
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
@@ -94,6 +99,11 @@ class Backprop(Rule):
             if decay and self.decoupled:
                 moves[name] = torch.sub(moves[name], part.weights.W, alpha=self.lr * decay)
         return Weights.of(moves), new
+
+
+def _by_latent(side: str, key: str, value: Tensor) -> bool:
+    """Whether a tensor has a row a latent: a decoder's bias has none, nor has a number that the variant has one of."""
+    return value.ndim > 0 and not (side == "decoder" and key.split(".")[0] == "b")
 
 
 def _gradients(sums: Statistics) -> Statistics:

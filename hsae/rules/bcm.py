@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from hsae.across import HERE, Peers
 from hsae.config import require
 from hsae.rules import Rule, State, Statistics, Synapse, Weights, cleared
 from hsae.rules._post import Post, count, over_tokens, post
@@ -38,7 +39,7 @@ class BCM(Rule):
     def start(self, weights: Weights) -> State:
         return {"theta": torch.zeros_like(weights.W[:, 0])}
 
-    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str) -> State:
+    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str, peers: Peers = HERE) -> State:
         return cleared(state, ["theta"], dead)
 
     def statistics(self, synapse: Synapse) -> Statistics:

@@ -34,6 +34,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers
 from hsae.config import require
 from hsae.rules import Rule, State, Statistics, Synapse, Weights, cleared
 from hsae.rules._post import count, over_tokens
@@ -87,10 +88,10 @@ class Delta(Rule):
             state["feedback"] = torch.zeros_like(W)
         return {key: value.clone() for key, value in state.items()}
 
-    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str) -> State:
+    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str, peers: Peers = HERE) -> State:
         # As fast and as busy as live latents are on average, until they have a history of their own.
-        live = ~dead
-        means = {k: state[k][live].mean() if bool(live.any()) else state[k].mean() for k in ("size", "rate")}
+        live = ~dead if peers.count(~dead) else torch.ones_like(dead)
+        means = {key: peers.mean(state[key][live]) for key in ("size", "rate")}
         new = {key: torch.where(dead, mean, state[key]) for key, mean in means.items()}
         return cleared(state, ["px", "p", "feedback"], dead) | new
 
@@ -105,7 +106,7 @@ class Delta(Rule):
         drive = synapse.residual() @ self._feedback(synapse).T
         won = torch.ops.aten.threshold_backward(drive, synapse.y, 0)
         if self.runner_up:
-            value, second = drive.masked_fill_(synapse.y > 0, -torch.inf).max(1, keepdim=True)
+            value, second = synapse.weights.peers.winner(drive.masked_fill_(synapse.y > 0, -torch.inf))
             won.scatter_add_(1, second, value.clamp_(min=0) * self.runner_up)
         return won
 
@@ -119,6 +120,7 @@ class Delta(Rule):
         synapse.sparse.add(px, synapse.x, synapse.sparse.back(residual, feedback), sums=p)
         if self.runner_up:
             value, second = synapse.sparse.runner_up(residual, feedback)
+            value = synapse.weights.peers.among(value[:, None], 1).squeeze(1)
             share = value.clamp_(min=0) * self.runner_up
             px.index_add_(0, second, synapse.x * share[:, None])
             p.index_add_(0, second, share)
@@ -147,7 +149,7 @@ class Delta(Rule):
             new["feedback"] = torch.lerp(state["feedback"], sums["mirrored"] / sums["tokens"], self.mirror_lr)
         pace = self.lr / (new["size"].sqrt() + 1e-30)
         spread = new["xx"].diagonal().mean().sqrt()
-        rest = (1 - new["rate"] / new["rate"].mean().clamp(min=1e-30)).clamp(-1, 1)
+        rest = (1 - new["rate"] / weights.peers.mean(new["rate"]).clamp(min=1e-30)).clamp(-1, 1)
         rise = pace * (self.bias_lr / W.shape[1]) * new["p"] + self.homeostasis * spread * rest
         return Weights(pace[:, None] * (new["px"] @ new["P"]), rise), new
 

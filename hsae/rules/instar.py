@@ -55,8 +55,8 @@ class Instar(Rule):
     def _outcome(self, synapse: Synapse) -> Float[Tensor, "token latent"]:
         if self.competition == "code":
             return synapse.y
-        u = competing(synapse)
+        u, peers = competing(synapse), synapse.weights.peers
         if self.competition == "soft":
-            return torch.softmax(self.temperature * u, dim=1)
-        winners = u.topk(min(self.k, u.shape[1]), dim=1).indices
-        return torch.zeros_like(u).scatter_(1, winners, 1.0)
+            return peers.softmax(self.temperature * u)
+        value, winners = peers.top(u, self.k)
+        return torch.zeros_like(u).scatter_(1, winners, (value > -torch.inf).to(u.dtype))

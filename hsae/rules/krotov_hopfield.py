@@ -47,10 +47,12 @@ class KrotovHopfield(Rule):
 
     def statistics(self, synapse: Synapse) -> Statistics:
         u, x = competing(synapse, self.p), synapse.x
-        latents = u.shape[1]
-        gx = by_latent(x, u.argmax(dim=1), latents)
-        if self.delta and self.k <= latents:
-            gx -= self.delta * by_latent(x, u.topk(self.k, dim=1).indices[:, -1], latents)
+        latents, peers = u.shape[1], synapse.weights.peers
+        token, winner = peers.ranked(u, 1)
+        gx = by_latent(x[token], winner, latents)
+        if self.delta and self.k <= peers.whole(latents):
+            token, loser = peers.ranked(u, self.k)
+            gx -= self.delta * by_latent(x[token], loser, latents)
         return {"gx": gx, "tokens": count(synapse)}
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
@@ -59,4 +61,4 @@ class KrotovHopfield(Rule):
         decay = (lebesgue(W, self.p) * gx).sum(1, keepdim=True)
         direction = self.radius**self.p * gx - decay * W
         normalise = "global" if self.form == "fast" else "mean"
-        return Weights(self.lr * scaled(direction, statistics["tokens"], normalise)), state
+        return Weights(self.lr * scaled(direction, statistics["tokens"], normalise, weights.peers)), state

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers
 from hsae.config import require
 from hsae.rules import Rule, State, Statistics, Synapse, Weights, cleared
 from hsae.rules._post import count
@@ -43,7 +44,7 @@ class Residual(Rule):
     def start(self, weights: Weights) -> State:
         return {"yr": torch.zeros_like(weights.W), "yy": torch.zeros_like(weights.W[:, 0])}
 
-    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str) -> State:
+    def forget(self, state: State, dead: Bool[Tensor, "latent"], side: str, peers: Peers = HERE) -> State:
         return cleared(state, ["yr", "yy"], dead)
 
     def statistics(self, synapse: Synapse) -> Statistics:
@@ -53,13 +54,15 @@ class Residual(Rule):
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
         new = {key: torch.lerp(statistics[key], state[key], self.momentum) for key in ("yr", "yy")}
-        pace = self.lr / (statistics["fired"] / statistics["tokens"]).clamp(min=1).sqrt()
-        return Weights(pace * towards(new["yr"], new["yy"], weights.W)), new
+        l0 = weights.peers.sum(statistics["fired"]) / statistics["tokens"]
+        pace = self.lr / l0.clamp(min=1).sqrt()
+        return Weights(pace * towards(new["yr"], new["yy"], weights)), new
 
 
 def towards(
-    yr: Float[Tensor, "latent width"], yy: Float[Tensor, "latent"], W: Float[Tensor, "latent width"]
+    yr: Float[Tensor, "latent width"], yy: Float[Tensor, "latent"], weights: Weights
 ) -> Float[Tensor, "latent width"]:
     """Each row's way to its latent's mean residual, across the row. Latents of little activity go a part of it."""
+    W = weights.W
     across = yr - ((yr * W).sum(1) / W.square().sum(1).clamp(min=1e-30))[:, None] * W
-    return across / (yy + yy.mean() + 1e-30)[:, None]
+    return across / (yy + weights.peers.mean(yy) + 1e-30)[:, None]

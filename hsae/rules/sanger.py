@@ -33,7 +33,8 @@ class Sanger(Rule):
         require(self.lr > 0, "lr", "above 0", self.lr)
 
     def statistics(self, synapse: Synapse) -> Statistics:
-        direction = in_order(synapse.x, post(synapse, self.post), synapse.weights.W)
+        y, weights = post(synapse, self.post), synapse.weights
+        direction = in_order(weights.peers.left(synapse.x, y, weights.W), y, weights.W)
         return {"direction": direction, "tokens": count(synapse)}
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import Peers
 from hsae.config import require
 from hsae.kernels.softhebb import Competition, competition
 from hsae.rules import Rule, State, Statistics, Synapse, Weights
@@ -80,7 +81,7 @@ class SoftHebb(Rule):
         return torch.full((latents,), -math.log(latents) / self.temperature)
 
     def signal(self, synapse: Synapse) -> Float[Tensor, "token latent"]:
-        return competition(competing(synapse, self.p), self.temperature, self.signed)
+        return competition(competing(synapse, self.p), self.temperature, self.signed, synapse.weights.peers)
 
     def direction(self, signal: Float[Tensor, "token latent"], synapse: Synapse) -> Float[Tensor, "latent width"]:
         return decayed(signal.T @ synapse.x, over_tokens(signal), synapse.weights, self.p)
@@ -89,7 +90,8 @@ class SoftHebb(Rule):
         if self.p == 2:
             won = synapse.competition(self.temperature, self.signed)
         else:
-            won = Competition.of(competing(synapse, self.p), synapse.x, self.temperature, self.signed)
+            u, peers = competing(synapse, self.p), synapse.weights.peers
+            won = Competition.of(u, synapse.x, self.temperature, self.signed, peers)
         sums = {"sx": won.sx, "s": won.s, "tokens": count(synapse)}
         if self.prior and not self.prior_signed:
             sums["y"] = won.y
@@ -97,28 +99,29 @@ class SoftHebb(Rule):
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
         sx, s, tokens = statistics["sx"], statistics["s"], statistics["tokens"]
-        direction = scaled(decayed(sx, s, weights, self.p), tokens, self.normalise)
+        direction = scaled(decayed(sx, s, weights, self.p), tokens, self.normalise, weights.peers)
         rate = rates(weights.W, self.lr, self.adaptive, self.power, self.p)
         b = weights.b if weights.b is not None else torch.zeros_like(s)
         if not self.prior:
             return Weights(rate[:, None] * direction), state
-        change_b = rate * (self.bias_lr / self.temperature) * self._bias_direction(statistics.get("y", s), b, tokens)
+        way = self._bias_direction(statistics.get("y", s), b, tokens, weights.peers)
+        change_b = rate * (self.bias_lr / self.temperature) * way
         if self.bias_arithmetic == "log":
             change_b = self._within_range(b, change_b)
         return Weights(rate[:, None] * direction, change_b), state
 
     def _bias_direction(
-        self, s: Float[Tensor, "latent"], b: Float[Tensor, "latent"], tokens: Float[Tensor, ""]
+        self, s: Float[Tensor, "latent"], b: Float[Tensor, "latent"], tokens: Float[Tensor, ""], peers: Peers
     ) -> Float[Tensor, "latent"]:
         """(s/e^(temperature·b) - tokens) over its largest size; by logarithms: the exponential can underflow."""
         if self.bias_arithmetic != "log":
             prior = (self.temperature * b if self.bias_arithmetic == "official" else b / self.temperature).exp()
             change = (s - tokens * prior) / prior
-            return change / (change.abs().max() + 1e-30)
+            return change / (peers.largest(change.abs().max()) + 1e-30)
         log_ratio = s.abs().log() - self.temperature * b
-        scale = torch.maximum(log_ratio.max(), tokens.log())
+        scale = torch.maximum(peers.largest(log_ratio.max()), tokens.log())
         direction = s.sign() * (log_ratio - scale).exp() - (tokens.log() - scale).exp()
-        return direction / (direction.abs().max() + 1e-30)
+        return direction / (peers.largest(direction.abs().max()) + 1e-30)
 
     def _within_range(self, b: Float[Tensor, "latent"], change: Float[Tensor, "latent"]) -> Float[Tensor, "latent"]:
         """The change, cut where it would leave the log prior's range. A bias that starts outside may stay there."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from hsae.config import require
 from hsae.rules import Rule, State, Statistics, Synapse, Weights
 from hsae.rules._post import Post, count, post
@@ -28,8 +26,8 @@ class Subspace(Rule):
         require(self.lr > 0, "lr", "above 0", self.lr)
 
     def statistics(self, synapse: Synapse) -> Statistics:
-        y = post(synapse, self.post)
-        error = torch.addmm(synapse.x, y, synapse.weights.W, alpha=-1)
+        y, weights = post(synapse, self.post), synapse.weights
+        error = weights.peers.addmm(synapse.x, y, weights.W, alpha=-1)
         return {"direction": y.T @ error, "tokens": count(synapse)}
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:

@@ -30,7 +30,7 @@ class TiedLinear(Rule):
     def statistics(self, synapse: Synapse) -> Statistics:
         x, W = synapse.x, synapse.weights.W
         y = post(synapse, self.post)
-        error = torch.addmm(x, y, W, alpha=-1)
+        error = synapse.weights.peers.addmm(x, y, W, alpha=-1)
         # Σ (W e) xᵀ is W (Σ e xᵀ): [width, width] in between, and no second [token, latent].
         return {"direction": torch.addmm(y.T @ error, W, error.T @ x), "tokens": count(synapse)}
 

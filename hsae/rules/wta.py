@@ -35,11 +35,12 @@ class WTA(Rule):
 
     def statistics(self, synapse: Synapse) -> Statistics:
         latents = len(synapse.weights.W)
-        winner = competing(synapse).argmax(dim=1)
+        token, winner = synapse.weights.peers.ranked(competing(synapse), 1)
         wins = torch.bincount(winner, minlength=latents).to(synapse.x.dtype)
-        return {"sx": by_latent(synapse.x, winner, latents), "s": wins, "tokens": count(synapse)}
+        return {"sx": by_latent(synapse.x[token], winner, latents), "s": wins, "tokens": count(synapse)}
 
     def displacement(self, statistics: Statistics, weights: Weights, state: State) -> tuple[Weights, State]:
         direction = decayed(statistics["sx"], statistics["s"], weights)
         rate = rates(weights.W, self.lr, self.adaptive, self.power)
-        return Weights(rate[:, None] * scaled(direction, statistics["tokens"], self.normalise)), state
+        change = rate[:, None] * scaled(direction, statistics["tokens"], self.normalise, weights.peers)
+        return Weights(change), state

@@ -16,7 +16,9 @@ from einops import pack, unpack
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers
 from hsae.config import Registered
+from hsae.dist import ONE, Grid
 
 Parameters = Mapping[str, Float[Tensor, "..."]]
 NONE: Parameters = MappingProxyType({})
@@ -62,9 +64,20 @@ class Variant(Registered, ABC):
         return {}
 
     def settle(
-        self, above: Callable[[Float[Tensor, ""]], Float[Tensor, "drive"]], tokens: int, parameters: Parameters
+        self,
+        above: Callable[[Float[Tensor, ""]], Float[Tensor, "drive"]],
+        tokens: int,
+        parameters: Parameters,
+        grid: Grid = ONE,
     ) -> Parameters:
-        """Parameters for this batch of so many tokens, from its drives: `above` gives all that are above a number."""
+        """Parameters for this batch, from its drives.
+
+        Args:
+            above: gives all drives at this rank that are above a number.
+            tokens: of the whole batch, at all ranks.
+            parameters: the last batch's.
+            grid: the ranks that have the batch's other tokens and the other latents.
+        """
         return parameters
 
     def inference(self, parameters: Parameters) -> dict[str, Tensor]:
@@ -73,9 +86,9 @@ class Variant(Registered, ABC):
 
     @abstractmethod
     def activate(
-        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
+        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE, peers: Peers = HERE
     ) -> Float[Tensor, "token latent"]:
-        """The code of a drive."""
+        """The code of a drive. A variant in which latents compete asks `peers` for those that it does not see."""
 
     def selection(self, parameters: Parameters = NONE) -> Selection | None:
         """What `activate`, `penalty` and `backward` come to, where a selection says it all; None where it does not."""
@@ -143,6 +156,7 @@ class SAE:
         variant: the activation function and its settings.
         scale: activations are multiplied by it before encoding, and reconstructions divided by it.
         parameters: the variant's own (thresholds, gains); none for most.
+        peers: who holds the dictionary's other latents; a trained SAE has all.
     """
 
     W_enc: Float[Tensor, "latent width"]
@@ -152,10 +166,11 @@ class SAE:
     variant: Variant
     scale: float = 1.0
     parameters: Parameters = field(default_factory=dict)
+    peers: Peers = HERE
 
     @property
     def latents(self) -> int:
-        """The number of latents, K."""
+        """The number of latents here, K."""
         return self.W_enc.shape[0]
 
     @property
@@ -166,7 +181,8 @@ class SAE:
     def encode(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch latent"]:
         """The code of activations."""
         rows, batch = pack([x], "* width")
-        code = self.variant.activate(torch.addmm(self.b_enc, rows * self.scale, self.W_enc.T), self.parameters)
+        u = torch.addmm(self.b_enc, rows * self.scale, self.W_enc.T)
+        code = self.variant.activate(u, self.parameters, self.peers)
         return unpack(code, batch, "* latent")[0]
 
     def encode_latents(self, x: Float[Tensor, "token width"], latents: Sequence[int]) -> Float[Tensor, "token some"]:
@@ -179,7 +195,7 @@ class SAE:
 
     def decode(self, code: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch width"]:
         """The reconstruction of a code, at the store's scale."""
-        return (code @ self.W_dec + self.b_dec) / self.scale
+        return (self.peers.sum(code @ self.W_dec) + self.b_dec) / self.scale
 
     def __call__(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """The reconstruction of activations."""
@@ -192,6 +208,14 @@ class SAE:
         parameters = {name: value.to(device) for name, value in self.parameters.items()}
         moved = replace(self, W_enc=W_enc, W_dec=W_dec, parameters=parameters)
         return replace(moved, b_enc=self.b_enc.to(device), b_dec=self.b_dec.to(device))
+
+    def joined(self) -> SAE:
+        """The SAE with the latents of all its ranks, at the first of them and on the processor; all must call."""
+        W_enc = self.peers.collect(self.W_enc)
+        W_dec = W_enc if self.W_dec is self.W_enc else self.peers.collect(self.W_dec)
+        own = {key: self.peers.collect(value) if value.ndim else value for key, value in self.parameters.items()}
+        b_enc = self.peers.collect(self.b_enc)
+        return replace(self, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, parameters=own, peers=HERE)
 
     def folded(self) -> SAE:
         """The same function with a scale of 1: the scale goes into biases and thresholds, codes are in store units."""

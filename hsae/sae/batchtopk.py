@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers, kth_highest
 from hsae.config import require
+from hsae.dist import ONE, Grid
 from hsae.sae import NONE, Parameters, Selection, Variant
 
 
@@ -38,17 +40,20 @@ class BatchTopK(Variant):
         return {"threshold": torch.zeros(()), "cut": torch.zeros(())}
 
     def settle(
-        self, above: Callable[[Float[Tensor, ""]], Float[Tensor, "drive"]], tokens: int, parameters: Parameters
+        self,
+        above: Callable[[Float[Tensor, ""]], Float[Tensor, "drive"]],
+        tokens: int,
+        parameters: Parameters,
+        grid: Grid = ONE,
     ) -> Parameters:
         wanted, last = max(1, round(self.k * tokens)), parameters["cut"]
         # Half the last cut leaves few candidates. Where it leaves too few, every positive drive is one.
         for floor in (last / 2, torch.zeros_like(last)):
             candidates = above(floor)
-            if len(candidates) > wanted:
+            there = int(grid.total(torch.tensor(len(candidates))))
+            if there > wanted:
                 break
-        cut = torch.zeros_like(last)
-        if len(candidates) > wanted:
-            cut = candidates.kthvalue(len(candidates) - wanted + 1).values
+        cut = kth_highest(candidates, wanted, grid) if there > wanted else torch.zeros_like(last)
         first = parameters["threshold"] == 0
         threshold = torch.where(first, cut, self.memory * parameters["threshold"] + (1 - self.memory) * cut)
         return {"threshold": threshold, "cut": cut}
@@ -57,7 +62,7 @@ class BatchTopK(Variant):
         return {"threshold": parameters["threshold"]}
 
     def activate(
-        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
+        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE, peers: Peers = HERE
     ) -> Float[Tensor, "token latent"]:
         return torch.where(u >= self._cut(parameters), u, 0).relu_()
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers
 from hsae.config import require
 from hsae.sae import NONE, Parameters, Variant
 
@@ -38,7 +39,7 @@ class Gated(Variant):
         return {"log_gain": torch.zeros(latents), "magnitude_bias": torch.zeros(latents)}
 
     def activate(
-        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
+        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE, peers: Peers = HERE
     ) -> Float[Tensor, "token latent"]:
         magnitude = torch.addcmul(parameters["magnitude_bias"], parameters["log_gain"].exp(), u).relu_()
         return torch.where(u > 0, magnitude, 0)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers
 from hsae.config import require
 from hsae.sae import NONE, Parameters, Variant
 
@@ -44,7 +45,7 @@ class JumpReLU(Variant):
         return {"log_threshold": torch.full((latents,), math.log(self.threshold))}
 
     def activate(
-        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
+        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE, peers: Peers = HERE
     ) -> Float[Tensor, "token latent"]:
         return torch.where(u > parameters["log_threshold"].exp(), u, 0)
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers
 from hsae.config import require
 from hsae.sae import NONE, Parameters, Selection, Variant
 
@@ -28,7 +29,7 @@ class ReLU(Variant):
         require(self.l1 >= 0, "l1", "0 or above", self.l1)
 
     def activate(
-        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
+        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE, peers: Peers = HERE
     ) -> Float[Tensor, "token latent"]:
         return torch.relu(u)
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.across import HERE, Peers
 from hsae.config import require
 from hsae.sae import NONE, Parameters, Selection, Variant
 
@@ -23,10 +24,10 @@ class TopK(Variant):
         require(self.k >= 1, "k", "1 or above", self.k)
 
     def activate(
-        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE
+        self, u: Float[Tensor, "token latent"], parameters: Parameters = NONE, peers: Peers = HERE
     ) -> Float[Tensor, "token latent"]:
-        top = u.topk(min(self.k, u.shape[-1]), dim=-1, sorted=False)
-        return torch.zeros_like(u).scatter_(-1, top.indices, torch.relu(top.values))
+        value, latent = peers.top(u, self.k)
+        return torch.zeros_like(u).scatter_(1, latent, torch.relu(value))
 
     def selection(self, parameters: Parameters = NONE) -> Selection:
         return Selection(k=self.k)

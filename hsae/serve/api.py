@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,9 +16,10 @@ from hsae.evidence import Subject
 from hsae.inspect.page.documents import BLOCK
 from hsae.serve import asked
 from hsae.serve.bench import Bench, Wish, build_index, compare
-from hsae.serve.catalogue import run_folder
-from hsae.serve.jobs import Busy, Job, Lane
+from hsae.serve.jobs import Job, Lane
 from hsae.serve.shelf import Name, Shelf
+from hsae.serve.told import told
+from hsae.serve.turns import Busy, Turns
 
 READ_TOP = 24
 """latents that are named for a token of one's own text"""
@@ -26,8 +27,11 @@ COMPARED = 4
 """SAEs side by side"""
 COMPARE_TOKENS = 16_384
 """that they are compared on"""
-WAITING = 3
-"""jobs that may wait behind one that runs"""
+WAITING, LONG_WAITING = 32, 3
+"""jobs that may wait behind one that runs: about a text of one's own, and those that take minutes"""
+
+
+Handler = Callable[[Request, Mapping[str, Any]], Response]
 
 
 class Api:
@@ -42,23 +46,32 @@ class Api:
         self.shelf = Shelf()
         self._bench = Bench(device, trust_remote_code)
         # An answer about one's own text should not wait for an index.
-        self._model, self._long = Lane("model", WAITING), Lane("long", WAITING)
+        self._model, self._long = Lane("model", WAITING), Lane("long", LONG_WAITING)
+        self.turns = Turns()
 
     def routes(self) -> list[Route]:
         """Where what is asked for."""
-        sae = "/api/sae/{sae}"
+        sae, read, posted = "/api/sae/{sae}", self.turns.route, self._posted
         return [
-            Route(sae, self.one_sae),
-            Route(f"{sae}/summary", self.summary),
-            Route(f"{sae}/block/{{number:int}}", self.block),
-            Route(f"{sae}/index", _posted(self.build), methods=["POST"]),
-            Route(f"{sae}/read", _posted(self.read), methods=["POST"]),
-            Route(f"{sae}/steer", _posted(self.steer), methods=["POST"]),
-            Route("/api/compare", _posted(self.compare), methods=["POST"]),
-            Route("/api/jobs", self.list_jobs),
-            Route("/api/jobs/{number:int}", self.one_job),
-            Route("/api/jobs/{number:int}", self.cancel_job, methods=["DELETE"]),
+            read(sae, self.one_sae),
+            read(f"{sae}/summary", self.summary),
+            read(f"{sae}/block/{{number:int}}", self.block),
+            posted(f"{sae}/index", self.build),
+            posted(f"{sae}/read", self.read),
+            posted(f"{sae}/steer", self.steer),
+            posted("/api/compare", self.compare),
+            read("/api/jobs", self.list_jobs),
+            read("/api/jobs/{number:int}", self.one_job),
+            read("/api/jobs/{number:int}", self.cancel_job, "DELETE"),
         ]
+
+    def _posted(self, path: str, handle: Handler) -> Route:
+        """A route that takes a JSON object. What it does with it may touch files, so it waits for its turn."""
+
+        async def endpoint(request: Request) -> Response:
+            return await self.turns.run(handle, request, await asked.body(request))
+
+        return Route(path, endpoint, methods=["POST"])
 
     def close(self, seconds: float) -> bool:
         """End all jobs; whether they ended within the time."""
@@ -116,7 +129,8 @@ class Api:
             self.shelf.add(subject, build_index(job, subject))
 
         about = f"index of {Name.of(subject)} on {subject.store}"
-        return _accepted(self._long.submit(about, work, ("index", self.shelf.key(subject))))
+        # All will want it, and what was read is saved: it goes on, though nobody watches.
+        return _accepted(self._long.submit(about, work, ("index", self.shelf.key(subject)), math.inf))
 
     def read(self, request: Request, table: Mapping[str, Any]) -> Response:
         """Read one's own text."""
@@ -152,7 +166,8 @@ class Api:
         subjects = [self.shelf.subject(name) for name in names]
         for subject in subjects:
             subject.record.require_weights(subject.row)
-        saes = {f"{run_folder(name.run)}:{name.setup}:{name.seed}": str(name) for name in names}
+        folders = [self.shelf.catalogue.run_folder(name.run) for name in names]
+        saes = {f"{folder}:{name.setup}:{name.seed}": str(name) for folder, name in zip(folders, names, strict=True)}
         on, hook = (str(subjects[0].folder), subjects[0].hook) if names[0].on else ("", "")
         about, key = f"comparing {len(names)} SAEs", ("compare", *map(self.shelf.key, subjects))
         return _accepted(self._long.submit(about, lambda job: compare(job, saes, on, hook, COMPARE_TOKENS), key))
@@ -182,18 +197,6 @@ class Api:
         return job
 
 
-Handler = Callable[[Request, Mapping[str, Any]], Response]
-
-
-def _posted(handle: Handler) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint that takes a JSON object. What it does with it may touch files, so a thread of the pool does it."""
-
-    async def endpoint(request: Request) -> Response:
-        return await run_in_threadpool(handle, request, await asked.body(request))
-
-    return endpoint
-
-
 def _accepted(job: Job) -> Response:
     return asked.json_text(job.document(), 202)
 
@@ -203,9 +206,9 @@ def refused(error: Exception) -> tuple[int, str]:
     if isinstance(error, HTTPException):
         return error.status_code, error.detail
     if isinstance(error, LookupError):
-        return 404, str(error.args[0] if error.args else "not here")
+        return 404, told(error.args[0] if error.args else "not here")
     if isinstance(error, Busy):
         return 503, "enough is being done already; wait for it, or cancel some of it"
     if isinstance(error, UserError):
-        return 409, str(error)
+        return 409, told(error)
     return 500, "an error of hsae; its terminal says more"

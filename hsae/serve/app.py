@@ -11,9 +11,9 @@ from starlette.types import ASGIApp
 from hsae.errors import UserError
 from hsae.serve.api import Api, refused
 from hsae.serve.guard import Gate, Guard
-from hsae.serve.jobs import Busy
 from hsae.serve.lists import Lists
 from hsae.serve.pages import Pages, error_page
+from hsae.serve.turns import Busy
 
 
 def make_app(api: Api, gate: Gate) -> ASGIApp:
@@ -28,6 +28,8 @@ def make_app(api: Api, gate: Gate) -> ASGIApp:
         # What is none of the first four is a fault of ours: the client gets a line, the terminal the traceback.
         exception_handlers=dict.fromkeys((HTTPException, LookupError, UserError, Busy, Exception), _fail),
     )
+    # A redirect would repeat what was sent.
+    inner.router.redirect_slashes = False
     return Guard(inner, gate)
 
 
@@ -35,4 +37,4 @@ def _fail(request: Request, error: Exception) -> Response:
     if not request.url.path.startswith("/api/"):
         return error_page(error)
     status, line = refused(error)
-    return JSONResponse({"error": line}, status, {"retry-after": "5"} if status == 503 else {})
+    return JSONResponse({"error": line}, status, {"retry-after": "2"} if status == 503 else {})

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from hsae.plain import finite
@@ -33,10 +33,13 @@ async def body(request: Request) -> Mapping[str, Any]:
         # A form of another site could send anything else without asking first.
         raise HTTPException(400, "the request must be JSON, and say so in content-type")
     content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > BODY:
-            raise HTTPException(413, f"the request has more than {BODY:,} bytes")
+    try:
+        async for part in request.stream():
+            content += part
+            if len(content) > BODY:
+                raise HTTPException(413, f"the request has more than {BODY:,} bytes")
+    except ClientDisconnect:
+        raise HTTPException(400, "the request ended early") from None
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):

@@ -34,6 +34,12 @@ HEADERS: Mapping[str, str] = {
     "x-content-type-options": "nosniff",
 }
 READING = ("GET", "HEAD")
+ADDRESS = 4000
+"""characters of an address: names of a run, a store and a hook point, all of them escaped"""
+HEAD = 16 * 1024
+"""bytes of all that comes before a request's body"""
+PIECE = 64 * 1024
+"""bytes of an answer that are handed over at a time: the rest waits until the client has taken them"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,8 @@ class Gate:
         """Whether a request comes from a page of the server's own, or from no page at all."""
         origin = headers.get("origin")
         if origin is not None:
-            return urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
+            host = headers.get("host", "").lower()
+            return host != "" and origin.lower() in (f"http://{host}", f"https://{host}")
         return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
 
     def shown(self, headers: Headers) -> bool:
@@ -126,13 +133,21 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-            await send(message)
+            body = message.get("body", b"")
+            last = (len(body) - 1) // PIECE * PIECE
+            for first in range(0, last, PIECE):
+                await send({**message, "body": body[first : first + PIECE], "more_body": True})
+            await send({**message, "body": body[last:]} if last > 0 else message)
 
         answer = self._refuse(scope)
         await (answer or self.app)(scope, receive, with_headers)
 
     def _refuse(self, scope: Scope) -> Response | None:
         headers, gate = Headers(scope=scope), self.gate
+        if len(scope["raw_path"]) + len(scope["query_string"]) > ADDRESS:
+            return _no(scope, 414, f"the address has more than {ADDRESS:,} characters")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD:
+            return _no(scope, 431, f"the request's headers have more than {HEAD:,} bytes")
         if not gate.knows_host(headers.get("host", "")):
             return _no(scope, 400, "this server does not go by that name; open the address that it printed")
         if scope["method"] not in READING and not gate.own_page(headers):

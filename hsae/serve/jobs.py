@@ -14,18 +14,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hsae.errors import UserError
+from hsae.serve.told import told
+from hsae.serve.turns import Busy
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
-KEPT = 8
+KEPT = 256
 """ended jobs whose results can still be asked for"""
+RESULTS = 64 * 1024 * 1024
+"""characters of their results, of all together"""
+LEASE = 90.0
+"""seconds after which a job that nobody asked about is not wanted; a browser lets a hidden page ask once a minute"""
 
 
 class Cancelled(BaseException):
     """The job is no longer wanted. No `Exception`, so that nothing in between takes it for a failure."""
-
-
-class Busy(Exception):
-    """As many jobs wait as may."""
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Job:
         partial: what is there of the result already.
         result: the JSON of it, when it is done.
         error: one line, when it failed.
+        lease: for how many seconds it is wanted without anybody asking; `asked` is when that was last.
     """
 
     number: int
@@ -51,7 +54,14 @@ class Job:
     partial: Any = None
     result: str = "null"
     error: str = ""
+    lease: float = LEASE
+    asked: float = field(default_factory=time.monotonic, repr=False)
     unwanted: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    @property
+    def left(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.unwanted.is_set() or time.monotonic() - self.asked > self.lease
 
     @property
     def ended(self) -> bool:
@@ -80,17 +90,17 @@ class Job:
         Raises:
             Cancelled: it is not.
         """
-        if self.unwanted.is_set():
+        if self.left:
             raise Cancelled
 
     def document(self) -> str:
         """What a page is told, as JSON. For it an unwanted job has ended, whatever the thread still does."""
         state = self.state if self.ended or not self.unwanted.is_set() else "cancelled"
-        told = {"job": self.number, "about": self.about, "state": state, "doing": self.doing}
-        told |= {"done": self.done, "total": self.total, "partial": self.partial}
+        view = {"job": self.number, "about": self.about, "state": state, "doing": self.doing}
+        view |= {"done": self.done, "total": self.total, "partial": self.partial}
         if state == "failed":
-            told["error"] = self.error
-        text = json.dumps(told)
+            view["error"] = self.error
+        text = json.dumps(view)
         # Made once, however often it is asked for: it may be long.
         return text if state != "done" else f'{text[:-1]}, "result": {self.result}}}'
 
@@ -120,9 +130,12 @@ class Lane:
             return tuple(sorted(self._jobs.values(), key=lambda job: (job.ended, job.number)))
 
     def find(self, number: int) -> Job | None:
-        """A job by its number; None where it is none of this lane's, or long ended."""
+        """A job by its number, which is wanted then; None where it is none of this lane's, or long ended."""
         with self._lock:
-            return self._jobs.get(number)
+            job = self._jobs.get(number)
+        if job is not None:
+            job.asked = time.monotonic()
+        return job
 
     def known(self, key: Hashable) -> Job | None:
         """The job of that key that waits or runs."""
@@ -131,17 +144,19 @@ class Lane:
 
     def _known(self, key: Hashable) -> Job | None:
         for number, job in self._jobs.items():
-            if key is not None and self._keys[number] == key and not (job.ended or job.unwanted.is_set()):
+            if key is not None and self._keys[number] == key and not (job.ended or job.left):
+                job.asked = time.monotonic()
                 return job
         return None
 
-    def submit(self, about: str, work: Callable[[Job], Any], key: Hashable = None) -> Job:
+    def submit(self, about: str, work: Callable[[Job], Any], key: Hashable = None, lease: float = LEASE) -> Job:
         """Have something done.
 
         Args:
             about: what, in words.
             work: does it; gets the job to tell of its progress, and returns plain data.
             key: what the job is known by; one of the same key that waits or runs is given back instead.
+            lease: see `Job`.
 
         Raises:
             Busy: too many jobs wait.
@@ -149,18 +164,28 @@ class Lane:
         with self._lock:
             if (same := self._known(key)) is not None:
                 return same
+            self._tidy()
             if sum(not job.ended for job in self._jobs.values()) > self._most:
                 raise Busy
-            job = Job(next(self._numbers), about)
+            job = Job(next(self._numbers), about, lease=lease)
             self._jobs[job.number], self._keys[job.number] = job, key
-            for old in [number for number, job in self._jobs.items() if job.ended][:-KEPT]:
-                del self._jobs[old], self._keys[old]
             if self._thread is None:
                 # A daemon: what it does may take minutes, and the end of the server waits for no one.
                 self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                 self._thread.start()
         self._queue.put((job, work))
         return job
+
+    def _tidy(self) -> None:
+        """End what waits for nobody, and forget the oldest results."""
+        kept, held = 0, 0
+        for number, job in reversed([*self._jobs.items()]):
+            if job.state == "waiting" and job.left:
+                job.cancel()
+            if job.ended:
+                kept, held = kept + 1, held + len(job.result)
+                if kept > KEPT or held > RESULTS:
+                    del self._jobs[number], self._keys[number]
 
     def close(self, seconds: float) -> bool:
         """Cancel everything and wait a moment; whether the thread has nothing to do any more."""
@@ -186,7 +211,7 @@ class Lane:
             except Cancelled:
                 job.state = "cancelled"
             except UserError as error:
-                job.error, job.state = str(error), "failed"
+                job.error, job.state = told(error), "failed"
             except BaseException as error:
                 # Whatever it was, the next job must find a thread; the page gets a line, the terminal the rest.
                 traceback.print_exc(file=sys.stderr)

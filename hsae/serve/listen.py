@@ -17,42 +17,30 @@ from hsae.progress import say
 from hsae.serve import ServeConfig
 
 if TYPE_CHECKING:
+    import uvicorn
     from rich.console import Console
 
-CLIENTS = 100
-"""connections at a time; the next ones get 503"""
+    from hsae.serve.api import Api
+    from hsae.serve.guard import Gate
+
 ENDING = 1.0
 """seconds that requests and jobs have to end after Ctrl-C"""
 
 
 def listen(settings: ServeConfig, console: Console | None) -> None:
     """See `hsae.serve.serve`."""
-    import uvicorn
-    from rich.console import Console
     from rich.text import Text
 
     from hsae.serve.api import Api
-    from hsae.serve.app import make_app
     from hsae.serve.guard import Gate, names_of_this_machine
+    from hsae.terminal import Terminal
 
-    console = console or Console()
+    console = console or Terminal()
     server_socket = _socket(settings)
     port = server_socket.getsockname()[1]
     token = settings.token or ("" if settings.local else secrets.token_urlsafe(24))
     names = frozenset() if settings.local else names_of_this_machine(settings.host)
     api = Api(settings.device, settings.trust_remote_code)
-    config = uvicorn.Config(
-        make_app(api, Gate(names, token, f"hsae-{port}")),
-        loop="asyncio",
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,  # Addresses may hold the token.
-        server_header=False,
-        limit_concurrency=CLIENTS,
-        timeout_graceful_shutdown=1,
-    )
     address = _address(settings, port) + (f"?token={token}" if token else "")
     # On a line of its own and never broken, so that a terminal makes a link of it.
     console.print(Text(address), soft_wrap=True)
@@ -62,7 +50,7 @@ def listen(settings: ServeConfig, console: Console | None) -> None:
     if settings.open:
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     try:
-        uvicorn.Server(config).run(sockets=[server_socket])
+        make_server(api, Gate(names, token, f"hsae-{port}")).run(sockets=[server_socket])
     except KeyboardInterrupt:
         say(console, "stopped")
     if not api.close(ENDING) or "torch" in sys.modules:
@@ -71,6 +59,30 @@ def listen(settings: ServeConfig, console: Console | None) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def make_server(api: Api, gate: Gate) -> uvicorn.Server:
+    """The server: what is held of a request, and how long anybody is waited for, is in `hsae.serve.line`."""
+    import uvicorn
+
+    from hsae.serve.app import make_app
+    from hsae.serve.guard import HEAD
+    from hsae.serve.line import Line
+
+    config = uvicorn.Config(
+        make_app(api, gate),
+        loop="asyncio",
+        http=Line,
+        ws="none",
+        lifespan="off",
+        log_level="error",  # Our own faults; not every line that somebody sends.
+        access_log=False,  # Addresses may hold the token.
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=HEAD,
+        timeout_graceful_shutdown=1,
+    )
+    return uvicorn.Server(config)
 
 
 def _socket(settings: ServeConfig) -> socket.socket:
@@ -85,7 +97,7 @@ def _socket(settings: ServeConfig) -> socket.socket:
         made = socket.socket(family, kind, protocol)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
-        made.listen(128)
+        made.listen(512)
     except socket.gaierror:
         raise UserError(f"--host {settings.host}: no such address") from None
     except OSError as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -13,12 +11,13 @@ from starlette.routing import Route
 
 from hsae.errors import UserError
 from hsae.files import cache_root
-from hsae.record import Baseline, Row
+from hsae.record import Baseline, Record, Row
 from hsae.serve import asked
 from hsae.serve.api import Api
-from hsae.serve.catalogue import Listed, runs, stores
+from hsae.serve.catalogue import Listed
 from hsae.serve.shelf import Name
-from hsae.store.manifest import NAME, Manifest
+from hsae.serve.told import told
+from hsae.store.manifest import Manifest
 
 
 class Lists:
@@ -29,16 +28,17 @@ class Lists:
     """
 
     def __init__(self, api: Api) -> None:
-        self._api = api
+        self._api, self._catalogue = api, api.shelf.catalogue
 
     def routes(self) -> list[Route]:
         """Where they are."""
-        return [Route("/api/runs", self.every_run), Route("/api/runs/{run}", self.one_run)]
+        route = self._api.turns.route
+        return [route("/api/runs", self.every_run), route("/api/runs/{run}", self.one_run)]
 
     def every_run(self, request: Request) -> Response:
         """Every run of the cache, whole or not, and every store."""
-        there = stores()
-        views = [self._run(run, there) for run in runs()]
+        there = self._catalogue.stores()
+        views = [self._run(run) for run in self._catalogue.runs()]
         return asked.answer(
             {
                 "cache": str(cache_root()),
@@ -47,19 +47,19 @@ class Lists:
             }
         )
 
-    def _run(self, run: Listed, there: Mapping[str, Manifest | str]) -> dict[str, Any]:
-        view: dict[str, Any] = {"name": run.name, "standing": run.standing, "note": run.note, "changed": run.changed}
+    def _run(self, run: Listed) -> dict[str, Any]:
+        view: dict[str, Any] = {"name": run.name, "standing": run.standing, "changed": run.changed}
+        view["note"] = told(run.note)
         if run.record is None:
             return view
         result = run.record.result
         whole = [row for row in result.rows if not row.diverged]
         best = max(whole, key=lambda row: -1e300 if row.evr_pooled is None else row.evr_pooled, default=None)
         names = [Name(run.name, row.setup, row.seed) for row in whole]
-        known = there.get(result.store)
         return view | {
             "model": str(result.model.get("name", "")),
             "store": result.store,
-            "store_there": isinstance(known, Manifest) if known else (Path(result.store) / NAME).exists(),
+            "store_there": self._there(run.record),
             "hook": result.hook,
             "width": result.width,
             "latents": result.latents,
@@ -75,7 +75,7 @@ class Lists:
         """A run's table, how its indexes stand on a store, and the stores that fit it."""
         run, query = request.path_params["run"], request.query_params
         on, hook = query.get("on", ""), query.get("hook", "")
-        result, rows = self._api.shelf.record(run).result, []
+        result, rows = self._catalogue.record(run).result, []
         for row in result.rows:
             name = Name(run, row.setup, row.seed, on, hook)
             state, line = ("diverged", row.diverged) if row.diverged else self._index(name)
@@ -83,10 +83,10 @@ class Lists:
         try:
             warnings = self._api.shelf.subject(Name(run, result.rows[0].setup, result.rows[0].seed, on, hook)).warnings
         except UserError as error:
-            warnings = (str(error),)
+            warnings = (told(error),)
         fitting = [
             {"store": name, "hook": hook, "model": str(store.model.get("name", "")), "tokens": store.tokens}
-            for name, store in stores().items()
+            for name, store in self._catalogue.stores().items()
             if isinstance(store, Manifest)
             for hook, of_hook in store.hooks.items()
             if of_hook.width == result.width
@@ -96,6 +96,13 @@ class Lists:
         view |= {key: getattr(result, key) for key in said}
         return asked.answer(view | {"rows": rows, "baselines": [_numbers(line) for line in result.baselines]})
 
+    def _there(self, record: Record) -> bool:
+        try:
+            self._catalogue.trained_on(record)
+        except (UserError, LookupError):
+            return False
+        return True
+
     def _index(self, name: Name) -> tuple[str, str]:
         """ "stands", "building", "missing" or "impossible", and one line in the last case."""
         try:
@@ -104,7 +111,7 @@ class Lists:
                 return "building", ""
             return ("stands" if self._api.shelf.stands(subject) else "missing"), ""
         except (UserError, LookupError) as error:
-            return "impossible", str(error)
+            return "impossible", told(error)
 
 
 def _numbers(row: Row | Baseline) -> dict[str, Any]:
@@ -114,7 +121,7 @@ def _numbers(row: Row | Baseline) -> dict[str, Any]:
 
 def _store(name: str, store: Manifest | str) -> dict[str, Any]:
     if isinstance(store, str):
-        return {"name": name, "note": store}
+        return {"name": name, "note": told(store)}
     hooks = [{"hook": hook, "width": of_hook.width} for hook, of_hook in store.hooks.items()]
     model = str(store.model.get("name", ""))
     return {"name": name, "note": "", "model": model, "tokens": store.tokens, "dtype": store.dtype, "hooks": hooks}

@@ -51,12 +51,13 @@ class Pages:
 
     def routes(self) -> list[Route]:
         """Where they are."""
+        route = self.api.turns.route
         return [
-            Route("/", self.start),
-            Route("/run/{run}", self.run),
-            Route("/sae/{sae}", self.sae),
-            Route("/compare", self.compare),
-            Route("/static/{name}", self.static),
+            route("/", self.start),
+            route("/run/{run}", self.run),
+            route("/sae/{sae}", self.sae),
+            route("/compare", self.compare),
+            route("/static/{name}", self.static),
         ]
 
     def start(self, request: Request) -> Response:
@@ -65,7 +66,7 @@ class Pages:
 
     def run(self, request: Request) -> Response:
         """One run."""
-        return _page(self.api.shelf.record(request.path_params["run"]).name, "run")
+        return _page(self.api.shelf.catalogue.record(request.path_params["run"]).name, "run")
 
     def sae(self, request: Request) -> Response:
         """One SAE: the inspector's page, or the way to an index."""

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from glob import escape
-from typing import Generic, TypeVar
 
 from hsae.errors import UserError
 from hsae.evidence import Index, Subject, open_subject
 from hsae.inspect.page import Documents
-from hsae.record import RESULT, WEIGHTS, Record, Row
-from hsae.serve.catalogue import run_folder, stamp, store_folder
+from hsae.record import RESULT, WEIGHTS, Row
+from hsae.serve.catalogue import Catalogue, stamp
+from hsae.serve.kept import Kept
 from hsae.store.manifest import NAME as MANIFEST
 
-T = TypeVar("T")
 OPEN = 4
 """SAEs whose documents are kept"""
-ANSWERS = 256
-"""answers that are kept, of all SAEs together: a summary, or a block of latents of some 200 kB"""
+ANSWERS = 128 * 1024 * 1024
+"""bytes of answers that are kept: a summary, or a block of latents of some 200 kB"""
 SUBJECTS = 256
 """SAEs whose facts are kept"""
 
@@ -60,51 +57,25 @@ class Name:
         return f"{self.run}:{self.setup}:{self.seed}{place}"
 
 
-class Kept(Generic[T]):
-    """At most so many things by key, the least recently used dropped first. Made once, however many ask."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._there: OrderedDict[Hashable, T] = OrderedDict()
-        self._lock = threading.RLock()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What is kept under a key, made if it is not."""
-        with self._lock:
-            if key not in self._there:
-                self._there[key] = make()
-            self._there.move_to_end(key)
-            while len(self._there) > self._most:
-                self._there.popitem(last=False)
-            return self._there[key]
-
-
 class Shelf:
     """Opens what addresses name, and keeps a few of them open. A file that is written anew is read anew."""
 
     def __init__(self) -> None:
+        self.catalogue = Catalogue()
         self._subjects: Kept[Subject] = Kept(SUBJECTS)
         self._sound: Kept[bool] = Kept(SUBJECTS)
         self._documents: Kept[Documents] = Kept(OPEN)
-        self._answers: Kept[bytes] = Kept(ANSWERS)
+        self._answers: Kept[bytes] = Kept(ANSWERS, len)
         self._elsewhere: dict[Hashable, Index] = {}
-
-    def record(self, run: str) -> Record:
-        """A run of the cache.
-
-        Raises:
-            LookupError: there is none of that name.
-            UserError: it is not whole.
-        """
-        return Record(run_folder(run))
 
     def row(self, name: Name) -> Row:
         """The line of an SAE in its run's table.
 
         Raises:
-            LookupError, UserError: as `record`; or the run has no such SAE.
+            LookupError: there is no such run, or no such SAE in it.
+            UserError: the run is not whole.
         """
-        record = self.record(name.run)
+        record = self.catalogue.record(name.run)
         try:
             return record.row(name.setup, name.seed)
         except UserError as error:
@@ -117,12 +88,13 @@ class Shelf:
             LookupError: there is no such run, SAE or store in the cache.
             UserError: it is not whole, its store is gone, or the store's activations are not as wide as the SAE.
         """
-        folder = run_folder(name.run)
-        on = str(store_folder(name.on)) if name.on else ""
-        self.row(name)
+        catalogue, row = self.catalogue, self.row(name)
+        folder = catalogue.run_folder(name.run)
+        store = catalogue.store_folder(name.on) if name.on else catalogue.trained_on(catalogue.record(name.run))
+        catalogue.manifest(store.name)
 
         def make() -> Subject:
-            return open_subject(str(folder), name.setup, name.seed, on, name.hook)
+            return open_subject(str(folder), row.setup, row.seed, str(store) if name.on else "", name.hook)
 
         files = stamp(folder / RESULT, folder / WEIGHTS)
         subject = self._subjects.get((name, files), make)
@@ -139,7 +111,7 @@ class Shelf:
     def maybe(self, name: Name) -> bool:
         """Whether there is any index of an SAE, on whatever store; costs nothing."""
         pattern = f"{escape(name.setup)}-{name.seed}-*.safetensors"
-        return bool(self._elsewhere) or any((run_folder(name.run) / "evidence").glob(pattern))
+        return bool(self._elsewhere) or any((self.catalogue.run_folder(name.run) / "evidence").glob(pattern))
 
     def stands(self, subject: Subject) -> bool:
         """Whether there is an index of the subject, and it can be read.

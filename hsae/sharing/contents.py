@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import re
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hsae.errors import UserError
 from hsae.files import named_folder
 from hsae.harvesting.config import HarvestConfig
 from hsae.record import CONFIG, METRICS, RESULT, WEIGHTS, Record, Row
+from hsae.seal import Checksum, json_bytes
 from hsae.sharing import REPOSITORY
 from hsae.store import Manifest
 
@@ -54,9 +56,11 @@ class Published:
     def files(self) -> dict[str, bytes | Path]:
         """Name in the repository -> its bytes, or the file to take as it is."""
         folder = self.record.folder
-        files: dict[str, bytes | Path] = {CONFIG: self._config(), RESULT: self._result(), WEIGHTS: folder / WEIGHTS}
+        settings = self._config()
+        files: dict[str, bytes | Path] = {CONFIG: settings, RESULT: b"", WEIGHTS: folder / WEIGHTS}
         if (folder / METRICS).exists():
             files[METRICS] = folder / METRICS
+        files[RESULT] = self._result(settings, files.keys())
         return files
 
     def _config(self) -> bytes:
@@ -67,12 +71,12 @@ class Published:
         harvest = {"harvest": self.harvest} if self.harvest else {}
         return tomli_w.dumps({**tables, "train": train, **harvest}).encode()
 
-    def _result(self) -> bytes:
-        data = json.loads((self.record.folder / RESULT).read_text(encoding="utf-8"))
-        data["store"] = self.store
-        if self.model:
-            data["model"]["name"] = self.model
-        return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+    def _result(self, settings: bytes, shared: Collection[str]) -> bytes:
+        result = self.record.result
+        model = result.model | ({"name": self.model} if self.model else {})
+        sums = {name: sum for name, sum in result.files.items() if name in shared}
+        sums[CONFIG] = Checksum.of_bytes(settings)
+        return json_bytes(dataclasses.asdict(dataclasses.replace(result, store=self.store, model=model, files=sums)))
 
 
 def publish(record: Record) -> Published:

@@ -20,6 +20,7 @@ from hsae.record import CONFIG, RESULT, WEIGHTS
 from hsae.sharing import NAME, PullConfig
 from hsae.sharing.contents import NEEDED, OPTIONAL
 from hsae.sharing.hub import TIMEOUT, asking
+from hsae.terminal import Terminal
 
 if TYPE_CHECKING:
     from hsae.run import Run
@@ -49,7 +50,7 @@ class Remote:
 
 def pull(settings: PullConfig, console: Console | None = None) -> None:
     """See `hsae.sharing.pull`."""
-    console = console or Console()
+    console = console or Terminal()
     if not settings.repository:
         raise UserError("hsae pull needs a repository: hsae pull OWNER/NAME")
     name = settings.name or settings.repository.partition("/")[2]
@@ -132,8 +133,8 @@ def _check(folder: Path, repository: str) -> None:
 def _harmless(run: Run) -> None:
     """Refuse what would lead a later command out of the cache, or have it run a stranger's code."""
     from hsae import config
+    from hsae.errors import visible
     from hsae.harvesting.config import HarvestConfig
-    from hsae.inspect.tokens import visible
 
     path = run.folder / CONFIG
     names = [*run.tables, *(row.setup for row in run.result.rows), config.read_file(path, "train").get("name", "")]
@@ -153,7 +154,7 @@ def _fits(run: Run, setup: str, seed: int) -> None:
 def _tell(folder: Path, console: Console) -> None:
     """What is here now, and what to do with it."""
     from hsae import config
-    from hsae.inspect.tokens import visible
+    from hsae.errors import visible
     from hsae.run import Run
     from hsae.store import Manifest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from hsae.inspect.tokens import visible
+from hsae.errors import visible
 
 _SIGNS = re.compile(r"([\\`*_{}\[\]()#!|~$:@])")
 

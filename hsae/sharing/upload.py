@@ -18,6 +18,7 @@ from hsae.sharing import PushConfig
 from hsae.sharing.card import card
 from hsae.sharing.contents import publish
 from hsae.sharing.hub import TIMEOUT, asking, token
+from hsae.terminal import Terminal
 
 Files = dict[str, bytes | Path]
 UNSAFE = re.compile(r"[^\w.+-]")
@@ -25,7 +26,7 @@ UNSAFE = re.compile(r"[^\w.+-]")
 
 def push(settings: PushConfig, console: Console | None = None) -> None:
     """See `hsae.sharing.push`."""
-    console = console or Console()
+    console = console or Terminal()
     record = Record.open(settings.run)
     if not settings.to and not settings.dry_run:
         raise UserError("hsae push needs --to OWNER/NAME, or --dry-run to look at what it would upload")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,19 +13,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae.header import Header, length, parse
 from hsae.store.manifest import keep_key
 
 # Bytes read at a time: few calls, and still in the core's cache when they are hashed or picked from.
 PIECE = 1 << 20
-# The header's length stands in the first 8 bytes; safetensors itself refuses headers above this.
-HEADER = 100_000_000
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+# The tensors of a shard: the type of their numbers, as safetensors calls it, and their shape.
+Layout = dict[str, tuple[str, tuple[int, ...]]]
 # Is shown all bytes of a file, in order.
 Seen = Callable[[memoryview], None]
 
 
 class Doubt(Exception):
-    """The file is not as expected. What is wrong with it, if anything, the plain reading says."""
+    """The file is not as expected; the message says how."""
+
+
+def check(header: Header, layout: Layout) -> None:
+    """Hold a shard's header against what the manifest says.
+
+    Raises:
+        Doubt: other tensors, shapes or types.
+    """
+    if header.tensors.keys() != layout.keys():
+        raise Doubt(f"it holds {', '.join(header.tensors) or 'nothing'}; the manifest says {', '.join(layout)}")
+    for name, wanted in layout.items():
+        found = header.tensors[name].dtype, header.tensors[name].shape
+        if found != wanted:
+            raise Doubt(f"{name} is {found[0]} {list(found[1])}, the manifest says {wanted[0]} {list(wanted[1])}")
 
 
 def room(rows: int, width: int, dtype: torch.dtype) -> Float[Tensor, "row width"]:
@@ -44,13 +56,13 @@ def room(rows: int, width: int, dtype: torch.dtype) -> Float[Tensor, "row width"
 
 
 def read_rows(
-    path: Path, size: int, hook: str, sequences: int, into: Float[Tensor, "row width"], seen: Seen | None
+    path: Path, layout: Layout, hook: str, sequences: int, into: Float[Tensor, "row width"], seen: Seen | None
 ) -> None:
     """Read the rows that count of a shard's first sequences.
 
     Args:
         path: the shard.
-        size: bytes that it should have.
+        layout: the tensors that it should hold.
         hook: the hook point.
         sequences: how many of its first sequences to read.
         into: where to, contiguous, in the stored dtype: exactly as many rows as count.
@@ -58,47 +70,25 @@ def read_rows(
 
     Raises:
         Doubt: the file is not as expected; `into` may be half filled.
+        BadHeader: its header contradicts itself.
         OSError: it cannot be read.
     """
     with open(path, "rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size != size:
-            raise Doubt
+        size = os.fstat(file.fileno()).st_size
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         reader = _Reader(file.fileno(), size, seen)
-        (length,) = struct.unpack("<Q", reader.peek(0, 8))
-        if length > min(HEADER, size - 8):
-            raise Doubt
-        first, kept = _layout(reader, 8 + length, hook, sequences, into)
-        reader.skip(first)
+        header = parse(reader.peek(0, 8 + length(reader.peek(0, min(8, size)), size)), size)
+        check(header, layout)
+        mask = header.tensors[keep_key(hook)]
+        keep = np.frombuffer(reader.peek(mask.begin, sequences * mask.shape[1]), dtype=np.uint8)
+        kept = keep.nonzero()[0]
+        if len(kept) != len(into) or (len(keep) and keep.max() > 1):
+            raise Doubt("other positions count than the manifest says")
+        reader.skip(header.tensors[hook].begin)
         rows = into.view(torch.uint8).numpy()
         reader.rows(rows, kept)
         reader.skip(size)
-
-
-def _layout(reader: _Reader, start: int, hook: str, sequences: int, into: Tensor) -> tuple[int, np.ndarray]:
-    """Where in the file the hook point's rows begin, and which positions of the first sequences count."""
-    try:
-        header = json.loads(reader.peek(8, start - 8))
-        values, mask = header[hook], header[keep_key(hook)]
-        shape, (begin, end), (at, to) = values["shape"], values["data_offsets"], mask["data_offsets"]
-        there, context, width = shape
-        fine = (
-            (values["dtype"], mask["dtype"]) == (NAMES[into.dtype], "BOOL")
-            and mask["shape"] == shape[:2]
-            and width == into.shape[1]
-            and sequences <= there
-            and end - begin == there * context * width * into.element_size()
-            and to - at == there * context
-            and min(begin, at) >= 0
-        )
-        keep = np.frombuffer(reader.peek(start + at, sequences * context) if fine else b"", dtype=np.uint8)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Doubt from error
-    kept = keep.nonzero()[0]
-    if not fine or len(kept) != len(into) or (len(keep) and keep.max() > 1):
-        raise Doubt
-    return start + begin, kept
 
 
 class _Reader:
@@ -111,16 +101,12 @@ class _Reader:
 
     def peek(self, at: int, size: int) -> bytes:
         """Some bytes from anywhere, which are not hashed."""
-        if not 0 <= at <= at + size <= self._size:
-            raise Doubt
         found = np.empty(size, np.uint8)
         self._fill(found.data, at)
         return found.tobytes()
 
     def skip(self, to: int) -> None:
         """Go on to a place in the file; what lies between is only hashed."""
-        if not self._at <= to <= self._size:
-            raise Doubt
         if self._seen is None:
             self._at = to
         while self._at < to:
@@ -154,5 +140,5 @@ class _Reader:
         while done < len(into):
             got = os.preadv(self._handle, [into[done:]], at + done)
             if got == 0:
-                raise Doubt
+                raise Doubt("it became shorter while it was read")
             done += got

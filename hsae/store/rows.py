@@ -82,8 +82,11 @@ class RowStream:
 
     def shards(self) -> Iterator[Float[Tensor, "_ width"]]:
         """All training rows in the store's order, in its dtype, a shard at a time."""
-        for shard, (sequences, count) in zip(self.store.manifest.shards, self._take, strict=True):
+        shards = self.store.manifest.shards
+        for shard, following, (sequences, count) in zip(shards, (*shards[1:], None), self._take, strict=True):
             if count:
+                if following is not None:
+                    self.store.ahead(following)
                 rows = torch.empty(count, self.width, dtype=self._dtype)
                 self.store.fill(rows, shard, self.hook, sequences)
                 yield rows
@@ -95,7 +98,7 @@ class RowStream:
         parts: list[Tensor] = []
         for visit in self._visits(start):
             places = torch.cat([torch.arange(first[i], first[i] + counts[i]) for i in visit.shards])
-            generator = self._generator("rows", visit.epoch, visit.number)
+            generator = generator_of(self.seed, "rows", visit.epoch, visit.number)
             left = places[torch.randperm(len(places), generator=generator)][visit.skip :]
             while len(left):
                 part, left = left.split([wanted := min(rows - sum(map(len, parts)), len(left)), len(left) - wanted])
@@ -104,13 +107,9 @@ class RowStream:
                     yield torch.cat(parts)
                     parts = []
 
-    def _generator(self, *place: int | str) -> torch.Generator:
-        digest = hashlib.blake2b(repr((self.seed, *place)).encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-
     def _pools(self, epoch: int) -> list[tuple[int, ...]]:
         """The shards of each pool of an epoch."""
-        order = torch.randperm(len(self._take), generator=self._generator("shards", epoch)).tolist()
+        order = torch.randperm(len(self._take), generator=generator_of(self.seed, "shards", epoch)).tolist()
         pools, pool, rows = [], [], 0
         for index in order:
             count = self._take[index][1]
@@ -152,7 +151,7 @@ class RowStream:
                 if len(part):
                     shard, sequences = self.store.manifest.shards[index], self._take[index][0]
                     parts.append(threads.submit(self.store.fill, part, shard, self.hook, sequences))
-        generator = self._generator("rows", visit.epoch, visit.number)
+        generator = generator_of(self.seed, "rows", visit.epoch, visit.number)
         return _Coming(visit, rows, threads.submit(torch.randperm, total, generator=generator), parts)
 
     def batches(self, rows: int, start: int = 0) -> Iterator[Float[Tensor, "row width"]]:
@@ -163,8 +162,7 @@ class RowStream:
         visits, rooms, have = self._visits(start), [], 0
         batch = staged = torch.empty(0)
         coming: _Coming | None = None
-        # Two readers: the first visit's checksums take a core longer than the disk takes.
-        threads = ThreadPoolExecutor(2, thread_name_prefix="store")
+        threads = ThreadPoolExecutor(self.store.readers, thread_name_prefix="store")
         try:
             coming = self._begin(threads, next(visits), coming, rooms)
             while True:
@@ -194,3 +192,9 @@ class RowStream:
             for part in coming.parts if coming else ():
                 part.cancel()
             threads.shutdown()
+
+
+def generator_of(seed: int, *place: int | str) -> torch.Generator:
+    """The random numbers of one place in a shuffled order."""
+    digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -110,12 +110,34 @@ ARCHITECTURES: dict[str, Callable[[Any, int], Traits | None]] = {
     "llama": _rotated,
 }
 
+# PyTorch computes numbers that fill no vector of the processor by another formula, and shares out larger tensors.
+VECTORS, ALONE = 64, 1 << 14
+
+
+def _alike(function: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
+    """A function of single numbers, in place, with one result for a number wherever it stands and for any threads."""
+
+    def apply(x: Float[Tensor, "row width"]) -> None:
+        if x.device.type != "cpu":
+            function(x)
+            return
+        # What is left behind the last whole vector is computed in room of its own.
+        whole, end = x.view(-1).split([x.numel() // VECTORS * VECTORS, x.numel() % VECTORS])
+        for part in whole.split(ALONE):
+            function(part)
+        room = functional.pad(end, (0, VECTORS - len(end)))
+        function(room)
+        end.copy_(room[: len(end)])
+
+    return apply
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Any]] = {
-    "gelu": lambda x: torch.ops.aten.gelu_(x),
+    "gelu": _alike(torch.ops.aten.gelu_),
     "gelu_new": gelu_,
     "gelu_pytorch_tanh": gelu_,
-    "relu": lambda x: torch.relu_(x),
-    "silu": lambda x: functional.silu(x, inplace=True),
+    "relu": torch.relu_,
+    "silu": _alike(torch.ops.aten.silu_),
 }
 
 # Rotations of these kinds depend on what the module saw before.

@@ -33,6 +33,8 @@ GUIDES = {
     "compare": "compare.md",
     "ablate": "interventions.md",
     "steer": "interventions.md",
+    "verify": "verify.md",
+    "repair": "verify.md",
     "export": "exports.md",
     "import": "exports.md",
     "push": "sharing.md",

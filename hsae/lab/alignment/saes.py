@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from hsae import config
 from hsae.harvesting.config import HarvestConfig
 from hsae.harvesting.job import Job
+from hsae.harvesting.ranks import Crew
 from hsae.harvesting.sources import open_source
 from hsae.lab.alignment import AlignmentConfig
 from hsae.lab.units import Unit
@@ -53,8 +53,7 @@ def trained(runs: str, name: str, settings: dict[str, Any], setups: dict[str, An
     for row in run.result.rows:
         worth = {"EVR": row.evr_pooled, "L0": row.l0, "dictionary": row.dictionary}
         found.setdefault(row.setup, []).append(worth | {"steps": [], "alignment": []})
-    for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in run.metrics():
         one = found[record["setup"]][settings["seeds"].index(record["seed"])]
         one["steps"].append(record["step"])
         one["alignment"].append(record["alignment"])
@@ -72,7 +71,7 @@ def units(settings: AlignmentConfig, out: Path) -> dict[str, Unit]:
     if not settings.store and not (harvested / NAME).exists():
         wanted = HarvestConfig("bundled", data=("bundled",), tokens=tokens, name=harvested.name, device=settings.device)
         lm = load_lm("bundled", settings.device)
-        Job(wanted, lm, open_source(wanted.data), harvested, Console(quiet=True)).run()
+        Job(wanted, lm, open_source(wanted.data), harvested, Console(quiet=True), Crew()).run()
     store = Store.open(settings.store or harvested)
     store.hook(settings.hook)  # what is wrong with it is an error now, not after the other experiments
     common = {

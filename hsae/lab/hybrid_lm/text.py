@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hsae.errors import UserError, one_line
+from hsae.errors import UserError
 from hsae.harvesting.text import BUNDLED, READERS, LocalFiles
+from hsae.loading import cannot_load
 
 HELD, FEWEST = 20, 40  # every 20th story is held out; fewer stories than that are no experiment
 WORD = re.compile(r"[A-Za-z']+")
@@ -112,9 +113,9 @@ def _bpe(name: str) -> tuple[int, int, Callable[[str], np.ndarray], Callable[[li
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{name}: no tokeniser can be loaded there ({one_line(error)}); --tokenizer FOLDER") from None
+        raise UserError(f"tokeniser of {name}: {cannot_load(error)}; --tokenizer FOLDER") from None
 
     def encode(text: str) -> np.ndarray:
         return np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, np.int32)

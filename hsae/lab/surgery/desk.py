@@ -161,6 +161,6 @@ def _protocol(settings: SurgeryConfig) -> Protocol:
 
 def _tell(settings: SurgeryConfig, console: Console, line: str) -> None:
     """Say something that is not the result: with --json on stderr."""
-    from rich.console import Console
+    from hsae.terminal import Terminal
 
-    say(Console(stderr=True) if settings.json else console, line)
+    say(Terminal(stderr=True) if settings.json else console, line)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.text import Text
 
-from hsae.errors import UserError
+from hsae.errors import UserError, visible
 from hsae.figures import figure, percent
 from hsae.inspect.ink import Ink, keyword_line
 from hsae.inspect.tables import open_table
-from hsae.inspect.tokens import visible
 from hsae.lab.surgery import SurgeryConfig
 from hsae.lab.surgery.certificate import Verdict
 from hsae.lab.surgery.edits import open_case, other_case, protocol_of

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hsae import config
-from hsae.errors import UserError, one_line
+from hsae.errors import UserError, one_line, visible
 from hsae.export._files import whole_folder, write_json, write_tensors
 from hsae.files import cache_root
-from hsae.inspect.tokens import visible
 from hsae.lab.surgery import SurgeryConfig
 from hsae.lab.surgery.edits import EDITS, Case, open_case, perform, protocol_of
 from hsae.lab.surgery.latents import inverse, restored
@@ -55,7 +54,7 @@ def operate(settings: SurgeryConfig, console: Console) -> None:
 
 def edit(settings: SurgeryConfig, console: Console) -> None:
     """Make a new run by an edit, measure it, and print what changed; or find it there. Raises as `operate`."""
-    from rich.console import Console
+    from hsae.terminal import Terminal
 
     case = open_case(settings.run, settings.setup, settings.seed)
     made, protocol, row = perform(settings, case), protocol_of(settings), case.subject.row
@@ -70,7 +69,7 @@ def edit(settings: SurgeryConfig, console: Console) -> None:
     else:
         parent["result"] = asdict(replace(case.run.result, rows=(row,)))
         report = {"key": key, "words": made.words, **made.what, "parent": parent, "protocol": asdict(protocol)}
-        report = finite(report | measured(case, made, protocol, Console(stderr=True)))
+        report = finite(report | measured(case, made, protocol, Terminal(stderr=True)))
         _write(case, made.after, report, folder)
     found = "is there already, " if there else ""
     head = Text(visible(f"{folder}: {found}{case.words}, with {report['words']}"), style="bold")

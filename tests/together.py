@@ -1,0 +1,126 @@
+"""Several real processes for a test: `torchrun … -m hsae`; and what three do that torchrun gives this file to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hsae import training
+from hsae.dist import Grid, OutOfMemory, Ranks, grid
+from hsae.errors import Elsewhere, UserError
+from hsae.learner import Learner
+from hsae.trainconfig import TrainConfig
+
+SHORT: dict[str, Any] = {
+    "store": "planted",
+    "latents": 48,
+    "batch_tokens": 127,
+    "held_out": 256,
+    "steps": 6,
+    "baselines": False,
+    "setups": ["bp", "cut"],
+    "setup": {
+        "cut": {
+            "encoder": "softhebb",
+            "decoder": "backprop",
+            "sae": {"kind": "batchtopk", "k": 2.5},
+            "init_gain": True,
+            "revive": {"kind": "resample", "every": 2, "tokens": 200},
+        }
+    },
+}
+"""a training in which memory runs out at every place where it can"""
+PLACES = ("begin", "statistics", "update", "revive")
+"""methods of a learner in which it does"""
+
+
+def torchrun(processes: int, *words: str, program: tuple[str, ...] = ("-m", "hsae")) -> subprocess.Popen[str]:
+    """Processes that torchrun starts and ends; not waited for."""
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+    return subprocess.Popen(
+        (*launch, "--max-restarts", "2", *program, *words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 400) -> tuple[str, str]:
+    """What a process printed, once it has ended. It does not outlive the test."""
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun hands it on
+        out, error = process.communicate(timeout=60)
+        raise AssertionError(f"still running after {seconds} s:\n{out}\n{error}") from None
+
+
+def _messages(ranks: Ranks) -> None:
+    """What `Group` promises, at three ranks."""
+    rank, third = ranks.rank, torch.arange(7, dtype=torch.float64) / 3
+    large, shared = torch.full((300, 300), 0.1) * (rank + 1), torch.ones(2, 3, dtype=torch.int64) * rank
+    given = [third.float() * (rank + 1), large.T, shared, shared, third * rank, torch.tensor(float(rank))]
+    before = [value.clone() for value in given]
+    found = ranks.sum(given)
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+    torch.testing.assert_close(found[0], third.float() * 6)
+    torch.testing.assert_close(found[1], torch.full((300, 300), 0.6))
+    assert torch.equal(found[2], torch.full((2, 3), 3))
+    assert torch.equal(found[3], found[2])
+    torch.testing.assert_close(found[4], third * 3)
+    assert found[5].shape == ()
+    assert float(found[5]) == 3
+    pieces = ranks.gather(torch.arange(rank * 2.0)[:, None])
+    assert [piece.tolist() for piece in pieces] == [[], [[0.0], [1.0]], [[0.0], [1.0], [2.0], [3.0]]]
+    assert ranks.largest(torch.tensor([rank, -rank])).tolist() == [2, 0]
+    assert ranks.any(rank == 1)
+    assert not ranks.any(False)
+    # One is out of memory where the others have a message to send: all of them hear it, and the next one arrives.
+    for send in (lambda: ranks.sum([large]), lambda: ranks.gather(third), ranks.agree):
+        if rank == 2:
+            ranks.give_up()
+        else:
+            with pytest.raises(OutOfMemory):
+                send()
+        assert float(ranks.sum([torch.tensor(1.0)])[0]) == 3
+    done = []
+    with ranks.first():
+        done.append(rank)
+        assert Path(os.environ["HSAE_CACHE"], "first").exists() == bool(rank)
+        Path(os.environ["HSAE_CACHE"], "first").touch()
+    with pytest.raises(Elsewhere if rank else UserError), ranks.first():
+        raise UserError("wrong")
+
+
+def _short_of_memory(ranks: Grid) -> None:
+    """Trainings in which one rank runs out of memory, the first time that a learner comes to a place."""
+    training.grid = lambda: nullcontext(ranks)
+    for place in PLACES:
+        whole, failed = getattr(Learner, place), dict[str, int]()
+
+        def failing(self: Learner, *args: Any, whole: Any = whole, failed: dict[str, int] = failed, **more: Any) -> Any:
+            found = whole(self, *args, **more)
+            failed[self.name] = failed.get(self.name, 0) + 1
+            # After the work, so that what it changed must be taken back; another rank for each learner.
+            if failed[self.name] == 1 and ranks.data.rank == len(failed):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return found
+
+        setattr(Learner, place, failing)
+        training.train(TrainConfig.from_table(SHORT | {"name": f"short-{place}"}, "test"))
+        setattr(Learner, place, whole)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with grid() as processes:
+        _messages(processes.data)
+        _short_of_memory(processes)
