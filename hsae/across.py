@@ -126,10 +126,9 @@ class Peers:
         Over several ranks, as many of a rank's highest; those that are not among the k highest of all are -inf. Of
         equal ones the first latents count. One rank leaves it open which, unless k is 1.
         """
-        if k == 1:
-            return self.winner(u)
         if not self.several:
-            return u.topk(min(k, u.shape[1]), dim=1, sorted=False)
+            return u.max(dim=1, keepdim=True) if k == 1 else u.topk(min(k, u.shape[1]), dim=1, sorted=False)
+        # Of some latents, such as the dead ones, there may be none here.
         values, latents = _highest(u, k)
         return self.among(values, k), latents
 

@@ -19,6 +19,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from hsae.errors import Elsewhere, UserError
+from hsae.rendezvous import join
 
 # One rank may make baselines or write a large checkpoint while the others wait.
 PATIENCE = timedelta(hours=2)
@@ -242,7 +243,7 @@ def grid(latent_ranks: int = 1) -> Iterator[Grid]:
     from torch.distributed.device_mesh import init_device_mesh
 
     both = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo", timeout=PATIENCE)
+    join(rank, size, "cpu:gloo,cuda:nccl" if both else "gloo", PATIENCE)
     try:
         # The mesh only names the ranks: a device is chosen later, and each backend serves its own.
         mesh = init_device_mesh("cpu", (size // latent_ranks, latent_ranks), mesh_dim_names=("data", "latent"))

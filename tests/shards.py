@@ -82,6 +82,9 @@ def check_ranking(peers: Peers, u: Tensor, mine: Tensor, here: slice) -> None:
             got = torch.zeros_like(mine)
             got[peers.ranked(mine, k)] = 1
             assert torch.equal(got, torch.zeros_like(u).scatter_(1, order[:, k - 1 : k], 1.0)[:, here])
+    # Of some latents, such as dead ones, there may be none at a rank.
+    value, _ = peers.top(mine[:, :0] if peers.ranks.rank else mine, 1)
+    assert torch.equal(value, mine[:, :0] if peers.ranks.rank else mine.amax(1, keepdim=True))
     value, latent = peers.winner(mine)
     won = value[:, 0].isfinite()
     assert torch.equal(won, (order[:, 0] >= here.start) & (order[:, 0] < here.stop))

@@ -116,17 +116,15 @@ def test_every_rule_variant_and_revival_comes_to_the_same_weights(planted: Plant
     table["normalise"] = {"mode": "variance", "variance": 0.5}
     processes = torchrun(3, "train", written(tmp_path, table), "--name", "three")
     one = train(TrainConfig.from_table(table | {"name": "one"}, "test"))
-    # One process that adds in another order: where that shows, a rule is chaotic and no order is the right one.
-    other = apart(one, train(TrainConfig.from_table(table | {"name": "other", "micro_batch": 50}, "test")))
     out, error = ended(processes)
     assert "next: hsae inspect --run three" in out, (out, error)
     three = Run.open("three")
     assert [row.diverged for row in three.result.rows] == [row.diverged for row in one.result.rows]
     off = apart(one, three)
     assert len(off) > 120
-    worse = {name: (value, other[name]) for name, value in off.items() if value > max(1e-6, 10 * other[name])}
-    assert not worse
-    assert sum(value > 1e-6 for value in off.values()) <= 5, off
+    worse = {name: value for name, value in off.items() if value > 1e-6}
+    # With these rates a drive that crosses the cut by rounding shows: in one process, by another micro-batch, too.
+    assert worse.keys() <= {f"delta-{kind}{tied}" for kind in ("matryoshka", "batchtopk") for tied in ("", "-tied")}
 
 
 def test_whatever_is_switched_on_every_number_comes_out_the_same(planted: Planted, tmp_path: Path):

@@ -115,6 +115,22 @@ def test_ctrl_c_is_one_line_and_exit_130_and_the_same_command_goes_on(
     record_property("trials", len(cases))
 
 
+AT_THE_END = """
+import atexit, os, signal, sys
+from hsae.cli import main
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv = ["hsae", "--version"]
+main()
+"""
+
+
+@pytest.mark.fault("Kills", "Ctrl-C", "SIGINT while the interpreter clears up", "hsae --version")
+def test_ctrl_c_after_the_end_changes_nothing():
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("hsae ")
+
+
 @pytest.mark.fault(
     "Power", "The power goes", "at a file operation; what was not flushed is cut off, or loses its name", EVERY
 )

@@ -57,11 +57,12 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="Input/output error: .*/file'") as told, replacing(tmp_path / "file") as aside:
+    with pytest.raises(OSError, match="Input/output") as told, replacing(tmp_path / "file") as aside:
         aside.write_text("new")
     assert told.value.filename == str(tmp_path / "file")
-    with pytest.raises(OSError, match="above'"):
-        lasting_folder(tmp_path / "above" / "below")
+    with pytest.raises(OSError, match="Input/output") as told:
+        lasting_folder(tmp_path / "folder")
+    assert told.value.filename == str(tmp_path / "folder")
 
 
 def test_a_new_folder_and_those_above_it_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

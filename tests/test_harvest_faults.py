@@ -326,7 +326,7 @@ def poisoned(request: pytest.FixtureRequest, model: Path, tmp_path: Path) -> tup
     folder = shutil.copytree(model, tmp_path / "poisoned")
     weights = load_file(folder / "model.safetensors")
     (name,) = [name for name in weights if name.endswith("wte.weight")]
-    token = 280
+    token = 273  # " dog"
     weights[name][token, 3] = {"nan": torch.nan, "inf": -torch.inf, "huge": 1e5}[request.param]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return request.param, folder, token
@@ -334,19 +334,23 @@ def poisoned(request: pytest.FixtureRequest, model: Path, tmp_path: Path) -> tup
 
 @pytest.mark.fault("Numbers", "NaN, ±inf or too large for fp16", "a token's embedding is so", "hsae harvest")
 def test_numbers_that_are_none_stop_the_harvest_or_are_dropped_or_clipped(
-    run: Callable[..., Any], poisoned: tuple[str, Path, int]
+    run: Callable[..., Any], poisoned: tuple[str, Path, int], tmp_path: Path
 ):
     """Stop names hook, sequence, position, token and how many; drop takes them out; clip makes them finite"""
     kind, folder, token = poisoned
-    settings = {"model": str(folder), "hooks": ("hook_embed",), "dtype": "fp16"}
-    clean = run(name="clean", hooks=("hook_embed",), dtype="fp16")[0]
+    # A text that comes to the token late, so that it is not in the first shard.
+    own, stories = tmp_path / "own.txt", make_text(40)
+    own.write_text("\n<|endoftext|>\n".join([*(s.replace(" dog", " cat") for s in stories[:8]), *stories[8:]]))
+    common: dict[str, Any] = {"hooks": ("hook_embed",), "dtype": "fp16", "data": (str(own),)}
+    settings = common | {"model": str(folder)}
+    clean = run(name="clean", **common)[0]
     tokens = torch.cat([c.tokens for c in clean.chunks("hook_embed", 100)])
     values = torch.cat([c.activations for c in clean.chunks("hook_embed", 100)])
     bad = tokens == token
-    # So that the first one is neither in the first shard's first sequence, nor the only one in its shard.
     sequence, position = bad.nonzero()[0].tolist()
     shard = sequence // 8
     many = int(bad[shard * 8 : shard * 8 + 8].sum())
+    assert shard > 0
     assert many > 1
     with pytest.raises(UserError) as stopped:
         run(**settings, name="stop")

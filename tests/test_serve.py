@@ -457,6 +457,7 @@ def test_a_model_that_cannot_be_loaded_is_a_line(own: Path):
     view = ended(client, client.post("/api/sae/one:bp:0/read", json={"text": "a"}))
     assert view["state"] == "failed"
     assert "no-model" in view["error"]
+    assert str(own) not in view["error"]
     assert "\n" not in view["error"]
 
 

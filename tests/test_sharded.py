@@ -31,6 +31,15 @@ SHARERS = {"four": 4, "square": 2}
 # Adam turns a gradient near 0 into a step as large as the learning rate: so much of its rounding is seen.
 SLOW = {"rule": "backprop", "lr": 1e-3}
 
+# A few latents are dead at each step: fewer than aux-k could use, and at some ranks only.
+FEW_DEAD = {"sae": {"kind": "topk", "k": 6}, "decoder": "backprop"}
+REVIVED: dict[str, dict[str, Any]] = {
+    "told": FEW_DEAD | {"encoder": "backprop", "revive": {"kind": "auxk", "tokens": 100}},
+    "raised": FEW_DEAD | {"encoder": "oja", "revive": {"kind": "homeostasis", "tokens": 100}},
+    "anew": FEW_DEAD | {"encoder": "softhebb", "revive": {"kind": "resample", "tokens": 100, "every": 5}},
+    "taught": FEW_DEAD | {"encoder": "delta", "revive": {"kind": "resample", "tokens": 100, "every": 5}},
+}
+
 
 def trained(table: dict[str, Any], name: str, **more: Any) -> Run:
     return train(TrainConfig.from_table(table | more | {"name": name}, "test"))
@@ -46,7 +55,8 @@ def test_every_rule_variant_and_revival_comes_to_the_same_on_any_grid(planted: P
         # Tied and untied setups follow one another: two on each grid in turn.
         some = slow(dict(every[i] for i in range(len(every)) if i // 2 % 2 == number))
         tables[shape].append(common | {"name": f"all-{shape}", "setups": list(some), "setup": some, "steps": 4})
-        many = {"name": f"many-{shape}", "setups": list(MANY), "setup": slow(MANY), "probe": "alignment"}
+        more = slow(MANY | REVIVED)
+        many = {"name": f"many-{shape}", "setups": list(more), "setup": more, "probe": "alignment"}
         tables[shape].append(common | many | {"steps": 12, "log_every": 4})
     (tmp_path / "tables.json").write_text(json.dumps(tables))
     processes = torchrun(4, str(tmp_path), program=(*ONLY, str(Path(__file__).parent / "shards.py")))

@@ -24,8 +24,8 @@ PRELOADED += ("hsae.inspect.tables", "hsae.export._job", "hsae.importing._job", 
 PRELOADED += ("transformers.models.gpt_neo.modeling_gpt_neo", "rich._emoji_codes", "typeguard")
 
 
-def become(order: dict[str, Any]) -> NoReturn:
-    """The child: `hsae` with the order's words, and with its fault."""
+def become(order: dict[str, Any], begun: int) -> NoReturn:
+    """The child: `hsae` with the order's words, and with its fault. It closes `begun` when it begins."""
     from hsae import cli
 
     out = os.open(order["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -43,6 +43,7 @@ def become(order: dict[str, Any]) -> NoReturn:
         module, _, name = place.rpartition(".")
         setattr(importlib.import_module(module), name, value)
     sys.argv = ["hsae", *order["words"]]
+    os.close(begun)
     cli.main()
 
 
@@ -75,10 +76,15 @@ def main() -> None:
     gc.freeze()  # what all children share they need not look through
     print("ready", flush=True)
     while line := sys.stdin.readline():
-        order, start = json.loads(line), time.monotonic()
+        order, (here, there) = json.loads(line), os.pipe()
         child = os.fork()
         if child == 0:
-            become(order)
+            os.close(here)
+            become(order, there)
+        os.close(there)
+        os.read(here, 1)
+        os.close(here)
+        start = time.monotonic()
         code, hung = wait(child, order)
         print(json.dumps({"code": code, "hung": hung, "seconds": time.monotonic() - start}), flush=True)
 
