@@ -24,7 +24,7 @@ from hsae.sae import SAE, Selection
 from hsae.sae.relu import ReLU
 from hsae.setup import Setup
 from hsae.sparse_forward import SparseForward, highest
-from hsae.start import initial_weights
+from hsae.start import by_latent, initial_weights
 from hsae.steering import Steering
 
 # Entries of [token, latent] in a micro-batch on a CPU, so that it stays in the last cache; and its tokens.
@@ -300,7 +300,7 @@ class Learner:
         for name, weights in self.weights.items():
             flat |= {f"{name}.{key}": value for key, value in weights.items().items()}
             flat |= {f"{name}.state.{key}": value for key, value in self.state[name].items()}
-        split = self._split()
+        split = by_latent(self.weights, self.rules, self.setup)
         return {key: self.peers.collect(value) if key in split else value for key, value in flat.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -309,7 +309,7 @@ class Learner:
         self.centre = tensors["centre"].to(device)
         self.steering.restore(tensors["steering"])
         self.l0 = tensors["l0"].item()
-        split = self._split()
+        split = by_latent(self.weights, self.rules, self.setup)
 
         def mine(key: str) -> Tensor:
             return (self.peers.mine(tensors[key]) if key in split else tensors[key]).to(device)
@@ -318,23 +318,6 @@ class Learner:
             own = {key: mine(f"{name}.{key}") for key in weights.items()}
             self.weights[name] = Weights.of(own, self.peers)
             self.state[name] = {key: mine(f"{name}.state.{key}") for key in self.state[name]}
-
-    def _split(self) -> set[str]:
-        """Which of `tensors` have a row a latent: those that are longer where there is one latent more."""
-        shapes: list[dict[str, torch.Size]] = []
-        for latents in (1, 2):
-            shapes.append({})
-            for name, weights in self.weights.items():
-                like = {key: value.new_empty(value.shape, device="meta") for key, value in weights.items().items()}
-                like |= self.setup.variant.parameters(latents) if name == "encoder" else {}
-                like["W"] = like["W"].new_empty(latents, like["W"].shape[1])
-                if name == "encoder" and "b" in like:
-                    like["b"] = like["b"].new_empty(latents)
-                state = self.rules[name].start(Weights.of(like))
-                shapes[-1] |= {f"{name}.{key}": value.shape for key, value in like.items()}
-                shapes[-1] |= {f"{name}.state.{key}": value.shape for key, value in state.items()}
-        one, two = shapes
-        return {key for key, shape in one.items() if shape != two[key]}
 
 
 def accumulate(total: dict[str, Statistics], more: Mapping[str, Statistics]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hsae.across import Peers
 from hsae.dist import ALONE, Ranks
-from hsae.rules import Weights
+from hsae.rules import Rule, Weights
 from hsae.setup import Setup
 
 # Rows that are drawn at a time where several ranks draw. PyTorch fills 16 numbers at once: so many rows of any width
@@ -52,6 +54,30 @@ def initial_weights(setup: Setup, width: int, latents: int, seed: int, ranks: Ra
     W_dec = W_enc.clone() if setup.decoder_init == "encoder" else matrix()
     b_dec = torch.zeros(width) if setup.decoder_bias else None
     return {"encoder": encoder, "decoder": Weights(W_dec, b_dec, peers=peers)}
+
+
+def by_latent(weights: Mapping[str, Weights], rules: Mapping[str, Rule], setup: Setup) -> set[str]:
+    """Which tensors of a learner have a row a latent, under a checkpoint's names: those that one latent more lengthens.
+
+    Args:
+        weights: the learner's, of each synapse.
+        rules: of each synapse.
+        setup: the learner's.
+    """
+    shapes: list[dict[str, torch.Size]] = []
+    for latents in (1, 2):
+        shapes.append({})
+        for name, own in weights.items():
+            like = {key: value.new_empty(value.shape, device="meta") for key, value in own.items().items()}
+            like |= setup.variant.parameters(latents) if name == "encoder" else {}
+            like["W"] = like["W"].new_empty(latents, like["W"].shape[1])
+            if name == "encoder" and "b" in like:
+                like["b"] = like["b"].new_empty(latents)
+            state = rules[name].start(Weights.of(like))
+            shapes[-1] |= {f"{name}.{key}": value.shape for key, value in like.items()}
+            shapes[-1] |= {f"{name}.state.{key}": value.shape for key, value in state.items()}
+    one, two = shapes
+    return {key for key, shape in one.items() if shape != two[key]}
 
 
 def geometric_median(x: Float[Tensor, "token width"], iterations: int = 64) -> Float[Tensor, "width"]:

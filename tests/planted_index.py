@@ -146,8 +146,14 @@ def write(path: Path, facts: dict[str, str] | None = None) -> Index:
         "maximum": np.array(maximum, np.float32),
         "occurrences": np.bincount(tokens.ravel(), minlength=len(WORDS)),
     }
+    # What explanations do not look at.
+    none = {name: np.zeros(8) for name in ("bin_width", "token_doubt")} | {"histogram": np.zeros((8, 1), np.int64)}
+    none |= {name: np.full((8, 1), -1) for name in ("near", "coactive")}
+    none |= {name: np.zeros((8, 1)) for name in ("near_cosine", "coactive_phi", "coactive_share")}
+    none |= {"token_id": np.zeros(0, np.int64), "token_firings": np.zeros(0, np.int64), "token_mass": np.zeros(0)}
+    none["token_offset"] = np.zeros(9, np.int64)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({**plain, **offsets, **flat, **random_arrays}, path, metadata=facts)
+    save_file({**plain, **none, **offsets, **flat, **random_arrays}, path, metadata=facts)
     return Index(path)
 
 

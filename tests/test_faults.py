@@ -265,7 +265,7 @@ def test_a_fault_that_fails_is_in_the_table_as_failed(monkeypatch: pytest.Monkey
     bad = reliability.Row(
         "Kills", "SIGKILL", "at once", "hsae harvest", "It goes on", 1.0, 1, 2, failed=["x: no | way"]
     )
-    page = reliability.page([good, bad, reliability.Row("Disk", "never", "run", "x", "y")], 61.0, short=False)
+    page = reliability.page([good, bad, reliability.Row("Disk", "never", "run", "x", "y")], 61.0, "make faults")
     assert "2 faults, 9 trials, **1 FAILED**" in page
     assert "| It jumps | LD&#95;PRELOAD | `hsae train` | No byte changes | holds; 7 trials; note | 3 |" in page
     assert "| It goes on | **FAILED** (1 of 2) x: no &#124; way; 2 trials | 1 |" in page

@@ -412,7 +412,7 @@ def test_mistakes_are_one_line(tmp_path: Path, cache: Path):
     assert "ordering" in refused("orderign")
     assert "multiple of 10" in refused("--steps", "15")
     fine = ("--text", stories(tmp_path, 60, name="fine.txt"), "--scale", "tiny")
-    assert "no tokeniser" in refused(*fine, "--tokenizer", str(tmp_path))
+    assert "cannot be loaded" in refused(*fine, "--tokenizer", str(tmp_path))
     assert "'cuda:99' is not there" in refused(*fine, "--device", "cuda:99")
     assert "homeostasis must be" in refused("own", "--own.homeostasis", "2")
 

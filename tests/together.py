@@ -102,7 +102,7 @@ def _messages(ranks: Ranks) -> None:
 
 def _short_of_memory(ranks: Grid) -> None:
     """Trainings in which one rank runs out of memory, the first time that a learner comes to a place."""
-    training.grid = lambda: nullcontext(ranks)
+    training.grid = lambda latent_ranks: nullcontext(ranks)
     for place in PLACES:
         whole, failed = getattr(Learner, place), dict[str, int]()
 

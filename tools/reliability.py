@@ -118,8 +118,8 @@ def claim(item: pytest.Item) -> str:
     return said[0].rstrip(".") if said else name[:1].upper() + name[1:]
 
 
-def page(rows: Iterable[Row], seconds: float, short: bool) -> str:
-    """The document."""
+def page(rows: Iterable[Row], seconds: float, given: str) -> str:
+    """The document. `given`: the command that makes it."""
     rows = [row for row in rows if row.passed or row.failed or row.skipped]
     failed = sum(bool(row.failed) for row in rows)
     trials = sum(row.trials for row in rows)
@@ -131,7 +131,7 @@ def page(rows: Iterable[Row], seconds: float, short: bool) -> str:
     told = "all hold" if not failed else f"**{failed} FAILED**"
     parts = [
         "# Reliability",
-        f"What `{'python tools/reliability.py --short' if short else 'make faults'}` injected, and what came of it: "
+        f"What `{given}` injected, and what came of it: "
         f"{len(rows)} faults, {trials:,} trials, {told}. It writes this page; nothing on it is typed. "
         "[How the faults are injected, and how a test becomes a row](../tests/faults/README.md).",
         f"{time.strftime('%-d %B %Y')}, commit {commit()}, {os.cpu_count()} cores, {platform.system()} "
@@ -160,7 +160,8 @@ def main() -> int:
     rows, start = Rows(), time.monotonic()
     words = ["-m", "fault", "-k", told.k, str(ROOT / "tests"), "--tb", "short", "--durations", "0", "-vv"]
     code = pytest.main([*words, *([] if told.short else ["--long-faults"])], plugins=[rows])
-    told.out.write_text(page(rows.rows, time.monotonic() - start, told.short), encoding="utf-8")
+    given = " ".join(["python tools/reliability.py", *sys.argv[1:]]) if told.short or told.k else "make faults"
+    told.out.write_text(page(rows.rows, time.monotonic() - start, given), encoding="utf-8")
     print(f"{told.out} is written")
     return int(code)
 

@@ -115,7 +115,7 @@ def _bpe(name: str) -> tuple[int, int, Callable[[str], np.ndarray], Callable[[li
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"tokeniser of {name}: {cannot_load(error)}; --tokenizer FOLDER") from None
+        raise UserError(f"tokeniser of {name}: {cannot_load(error)}; --tokenizer names another") from None
 
     def encode(text: str) -> np.ndarray:
         return np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, np.int32)
