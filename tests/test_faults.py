@@ -92,7 +92,7 @@ def test_after_a_kill_in_a_file_operation_the_same_command_goes_on(
             assert bench.give(forks, name, cache, fault=Fault(at)).code == -signal.SIGKILL
             bench.goes_on(forks, name, cache)
 
-    cases = spread(operations(bench), trials(8, 10**6))
+    cases = spread(operations(bench), trials(8, 120))
     bench.crew.each(trial, cases)
     record_property("trials", len(cases))
 
@@ -110,7 +110,7 @@ def test_ctrl_c_is_one_line_and_exit_130_and_the_same_command_goes_on(
             assert re.match("hsae: .*(the same command|was not written)", last), ended.said
             bench.goes_on(forks, name, cache)
 
-    cases = [(name, number) for number in range(trials(1, 30)) for name in COMMANDS]
+    cases = [(name, number) for number in range(trials(1, 8)) for name in COMMANDS]
     bench.crew.each(trial, cases)
     record_property("trials", len(cases))
 
@@ -149,7 +149,7 @@ def test_after_a_loss_of_power_the_same_command_goes_on(bench: Bench, trials: Tr
                 bench.is_whole(name, cache)
             bench.goes_on(forks, name, cache)
 
-    cases = spread(operations(bench, more=1), trials(6, 10**6))
+    cases = spread(operations(bench, more=1), trials(6, 60))
     bench.crew.each(trial, cases)
     record_property("trials", len(cases))
 
@@ -173,7 +173,7 @@ def test_an_error_of_the_disk_is_one_line_and_the_same_command_goes_on(
                 assert ended.said.splitlines()[-1].startswith("hsae: "), ended.said
             bench.goes_on(forks, name, cache)
 
-    cases = spread(operations(bench), trials(8, 10**6))
+    cases = spread(operations(bench), trials(8, 100))
     bench.crew.each(trial, cases)
     record_property("trials", len(cases))
 
