@@ -8,6 +8,7 @@ import ctypes
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -141,7 +142,8 @@ def main() -> NoReturn:
         _complain(f"{error.filename or 'writing'}: {error.strerror}")
         code = 2
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "allocate" in str(error)):  # PyTorch's have no class of their own
+        # PyTorch's have no class of their own, nor has a thread whose stack finds no room.
+        if not (isinstance(error, MemoryError) or re.search("allocate|can't start new thread", str(error))):
             raise
         _complain(f"out of memory ({one_line(error, 160)}); take smaller sizes")
         code = 2

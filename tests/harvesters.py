@@ -60,8 +60,9 @@ class Running:
         return self.process.pid
 
     def send(self, number: int) -> None:
-        """Send it a signal."""
-        os.kill(self.pid, number)
+        """Send it a signal, if it has not ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     def end(self, limit: float = LIMIT) -> tuple[int, str]:
         """Wait for its end: its exit code, and what it printed. It does not outlive the test."""

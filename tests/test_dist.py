@@ -248,7 +248,9 @@ from together import SHORT
 from hsae.progress import Training
 from hsae.trainconfig import TrainConfig
 from hsae.training import train
-large = SHORT | {"latents": 2048, "batch_tokens": 1536, "steps": 3}
+# With Adam's own eps a gradient next to 0 would show the order of its sum.
+calm = {"bp": {"encoder": {"eps": 1e-3}, "decoder": {"eps": 1e-3}}}
+large = SHORT | {"latents": 2048, "batch_tokens": 1536, "steps": 3, "setup": SHORT["setup"] | calm}
 train(TrainConfig.from_table(large | {"name": "plenty", "micro_batch": 96}, "test"))
 size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
 resource.setrlimit(resource.RLIMIT_AS, (size + (10 << 20),) * 2)
@@ -266,8 +268,8 @@ def test_memory_that_is_really_scarce_makes_micro_batches_small_and_no_other_wei
     said = [line for line in done.stdout.splitlines() if line.startswith("out of memory")]
     assert said[0] == "out of memory at step 1: going on with --micro-batch 768"
     assert len(said) == len(set(said)) <= 10
-    # Adam's first steps divide by the gradient's size: where it is next to 0, the order of a sum shows.
-    assert max(apart(Run.open("plenty"), Run.open("scarce")).values()) < 1e-5
+    off = apart(Run.open("plenty"), Run.open("scarce"))
+    assert max(off.values()) < 1e-6, off
 
 
 @pytest.mark.fault("Memory", "Not even one token fits", "every allocation fails", "hsae train")

@@ -85,7 +85,8 @@ def test_others_finish_what_a_killed_rank_and_its_companions_leave(
             rank.send(signal.SIGTERM)
         ended = [rank.end(30) for rank in ranks]
         assert ended[-1][0] == -signal.SIGKILL
-        assert {code for code, _ in ended[:-1]} <= {2, 130}, ended
+        # One that is only joining yet ends by the signal itself.
+        assert {code for code, _ in ended[:-1]} <= {2, 130, -signal.SIGTERM}, ended
         assert "the same command" in ended[0][1]
         before = whole_shards(cache / STORE)
     kept = {path: path.stat().st_mtime_ns for path in (cache / STORE).glob("0*.safetensors")}
@@ -114,7 +115,8 @@ def test_an_interruption_ends_all_within_seconds(
 ):
     cache = tmp_path / "cache"
     ranks = start_ranks(cache, 2, *words)
-    until(lambda: whole_shards(cache / STORE) > 3, ranks[0])
+    # Both are at work: one has the even shards, one the odd ones.
+    until(lambda: {int(path.stem) % 2 for path in (cache / STORE).glob("journal/0*.json")} == {0, 1}, ranks[0])
     for rank in ranks:
         rank.send(number)
     ended = [rank.end(20) for rank in ranks]

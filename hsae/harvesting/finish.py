@@ -11,6 +11,7 @@ from typing import Any
 
 from hsae.errors import UserError, one_line
 from hsae.figures import size
+from hsae.files import naming
 from hsae.harvesting import ways
 from hsae.harvesting.feed import Layout
 from hsae.harvesting.packing import Cursor
@@ -105,7 +106,8 @@ def _all_shards(writer: StoreWriter, layout: Layout, ends: Sequence[End], patien
 def _save_tokenizer(writer: StoreWriter, tokenizer: Any) -> None:
     with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=writer.folder) as aside:
         try:
-            tokenizer.save_pretrained(aside)
+            with naming(Path(aside)):
+                tokenizer.save_pretrained(aside)
         except OSError:
             raise
         except Exception as error:  # the library's own writing has no class for what goes wrong
