@@ -38,7 +38,7 @@ check: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Every fault, injected into real processes; writes docs/reliability.md. About 20 minutes on 2 cores; FAULTS="--short" for 3.
+# Every fault, injected into real processes; writes docs/reliability.md. 14 minutes on 2 busy cores; FAULTS="--short" for few trials.
 faults: install
 	$(BIN)/python tools/reliability.py $(FAULTS)
 
