@@ -87,7 +87,10 @@ class Rows:
         label = f"{case}: " if case else ""
         row.seconds += report.duration if report.when == "call" else 0.0
         if report.failed:
-            row.failed.append(label + str(getattr(report.longrepr, "reprcrash", report.longrepr)).splitlines()[0][:300])
+            said = str(getattr(report.longrepr, "reprcrash", report.longrepr)).splitlines()[0]
+            for place in (f"{ROOT}/", f"{sys.prefix}/", f"{sys.base_prefix}/"):  # where they lie is this machine's
+                said = said.replace(place, "")
+            row.failed.append(label + said[:300])
         elif report.skipped:
             row.skipped.append(str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr))
         elif report.when == "call":
