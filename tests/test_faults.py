@@ -79,7 +79,7 @@ def test_the_run_has_the_weights_of_an_unbroken_one(bench: Bench, trials: Trials
     killed_at_random(bench, "train", trials(4, 200), record_property)
 
 
-@pytest.mark.fault("Kills", "SIGKILL", "at every file operation in turn; a write is cut in half", EVERY)
+@pytest.mark.fault("Kills", "SIGKILL", "at file operations, evenly spaced; a write is cut in half", EVERY)
 @with_shim
 def test_after_a_kill_in_a_file_operation_the_same_command_goes_on(
     bench: Bench, trials: Trials, record_property: Record
@@ -92,9 +92,10 @@ def test_after_a_kill_in_a_file_operation_the_same_command_goes_on(
             assert bench.give(forks, name, cache, fault=Fault(at)).code == -signal.SIGKILL
             bench.goes_on(forks, name, cache)
 
-    cases = spread(operations(bench), trials(8, 120))
+    cases = spread(operations(bench), trials(8, 10**6))
     bench.crew.each(trial, cases)
     record_property("trials", len(cases))
+    record_property("note", f"of {len(operations(bench))} operations")
 
 
 @pytest.mark.fault("Kills", "Ctrl-C", "SIGINT at random instants", EVERY)
@@ -110,7 +111,7 @@ def test_ctrl_c_is_one_line_and_exit_130_and_the_same_command_goes_on(
             assert re.match("hsae: .*(the same command|was not written)", last), ended.said
             bench.goes_on(forks, name, cache)
 
-    cases = [(name, number) for number in range(trials(1, 8)) for name in COMMANDS]
+    cases = [(name, number) for number in range(trials(1, 30)) for name in COMMANDS]
     bench.crew.each(trial, cases)
     record_property("trials", len(cases))
 
@@ -149,13 +150,14 @@ def test_after_a_loss_of_power_the_same_command_goes_on(bench: Bench, trials: Tr
                 bench.is_whole(name, cache)
             bench.goes_on(forks, name, cache)
 
-    cases = spread(operations(bench, more=1), trials(6, 60))
+    cases = spread(operations(bench, more=1), trials(6, 10**6))
     bench.crew.each(trial, cases)
     record_property("trials", len(cases))
+    record_property("note", f"of {len(operations(bench, more=1))} operations")
 
 
 @pytest.mark.fault(
-    "Disk", "An error of the disk", f"every file operation in turn fails with {' or '.join(ERRORS)}", EVERY
+    "Disk", "An error of the disk", f"file operations, evenly spaced, fail with {' or '.join(ERRORS)}", EVERY
 )
 @with_shim
 def test_an_error_of_the_disk_is_one_line_and_the_same_command_goes_on(
@@ -173,9 +175,10 @@ def test_an_error_of_the_disk_is_one_line_and_the_same_command_goes_on(
                 assert ended.said.splitlines()[-1].startswith("hsae: "), ended.said
             bench.goes_on(forks, name, cache)
 
-    cases = spread(operations(bench), trials(8, 100))
+    cases = spread(operations(bench), trials(8, 10**6))
     bench.crew.each(trial, cases)
     record_property("trials", len(cases))
+    record_property("note", f"of {len(operations(bench))} operations")
 
 
 @pytest.mark.fault("Clock", "The clock jumps", "it is 3 hours ahead, right or behind, each time it is asked", EVERY)
