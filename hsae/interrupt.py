@@ -8,6 +8,31 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def terminable() -> None:
+    """SIGTERM from now on is what Ctrl-C is, where nothing else waits for it: a line, and exit code 130."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # what it ends is not to be ended again
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, stop)
+
+
+@contextmanager
+def killable() -> Iterator[None]:
+    """SIGTERM ends the process at once, while it waits in compiled code that no exception reaches."""
+    try:
+        old = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except ValueError:  # not in the main thread, which signals do not end
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Ctrl-C, or SIGTERM, sets a flag, so that a step is never cut in two; a second Ctrl-C ends at once.

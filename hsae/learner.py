@@ -20,8 +20,9 @@ from hsae.kernels.sparse import available, encode
 from hsae.revival import Patient
 from hsae.rules import Part, Rule, State, Statistics, Weights
 from hsae.rules.backprop import Backprop
-from hsae.sae import SAE, Selection
+from hsae.sae import SAE
 from hsae.sae.relu import ReLU
+from hsae.settling import fit_gain, settle
 from hsae.setup import Setup
 from hsae.sparse_forward import SparseForward, highest
 from hsae.start import by_latent, initial_weights
@@ -100,53 +101,15 @@ class Learner:
         """
         setup, blocks = self.setup, x.split(self.tokens(micro_batch))
         if setup.init_gain and moment.step == 1:
-            self._settle(blocks, grid)
-            self._fit_gain(blocks, grid)
+            settle(self, blocks, grid)
+            fit_gain(self, blocks, grid)
         self._variant = setup.variant.weighted(setup.schedule.sparsity(moment.step) * self.steering.factor)
-        self._settle(blocks, grid)
+        settle(self, blocks, grid)
         self._auxiliary = None
         if setup.revive is not None and moment.dead is not None:
             dead = moment.dead.nonzero().squeeze(1)
             plan = setup.revive.auxiliary(self.peers.count(moment.dead), len(self.centre))
             self._auxiliary = None if plan is None else Auxiliary(dead, *plan)
-
-    def _settle(self, blocks: tuple[Float[Tensor, "_ width"], ...], grid: Grid) -> None:
-        """Set what the variant finds over the whole batch."""
-        variant, encoder = self.setup.variant, self.weights["encoder"]
-        if variant.whole_batch:
-
-            def above(floor: Tensor) -> Tensor:
-                return torch.cat([self._above(floor, block) for block in blocks])
-
-            (tokens,) = grid.data.sum([torch.tensor(sum(map(len, blocks)))])
-            extra = variant.settle(above, int(tokens), encoder.extra, grid)
-            self.weights["encoder"] = replace(encoder, extra=dict(extra))
-
-    def _above(self, floor: Float[Tensor, ""], x: Float[Tensor, "token width"]) -> Float[Tensor, "drive"]:
-        """All drives of a micro-batch that are above a number."""
-        encoder = self.weights["encoder"]
-        if self._sparse and encoder.b is not None:
-            least = torch.nextafter(floor, torch.tensor(torch.inf)).item()
-            room = max(len(x) * len(encoder.W) // 4, 1)
-            if (code := encode(x - self.centre, encoder.W, encoder.b, Selection(least=least), room)) is not None:
-                return code.value
-        u = self.forward(x).u
-        return u[u > floor]
-
-    def _fit_gain(self, blocks: tuple[Float[Tensor, "_ width"], ...], grid: Grid) -> None:
-        """Scale the encoder so that reconstructions are as long as what they reconstruct."""
-        match = torch.zeros(2, dtype=torch.float64)
-        for block in blocks:
-            forward = self.forward(block)
-            made = forward.x + forward.error
-            match += torch.stack([(made * forward.x).sum(), made.square().sum()]).cpu()
-        (match,) = grid.data.sum([match])
-        gain = (match[0] / match[1]).item() if match[1] > 0 else 1.0
-        encoder = self.weights["encoder"]
-        if gain > 0:
-            b = None if encoder.b is None else encoder.b * gain
-            extra = self.setup.variant.rescaled(encoder.extra, 1 / gain)
-            self.weights["encoder"] = replace(encoder, W=encoder.W * gain, b=b, extra=extra)
 
     def forward(self, x: Float[Tensor, "token width"], kind: type[F] = Forward) -> F:
         """A micro-batch through the SAE as it stands in training, computed by a kind of `Forward`."""
@@ -177,7 +140,7 @@ class Learner:
                 forward = self.forward(x[done : done + dense])
             yield forward
             done += len(forward.x)
-            if self._sparse:
+            if self.sparse:
                 self.l0 = self.peers.sum(forward.usage.fired.sum()).item() / len(forward.x)
 
     def _fused_forward(self, x: Float[Tensor, "token width"]) -> Forward | None:
@@ -197,8 +160,8 @@ class Learner:
         return not self.peers.ranks.any(not available(self.centre.device))
 
     @property
-    def _sparse(self) -> bool:
-        """Whether that can be used: all of the setup's rules take sparse codes."""
+    def sparse(self) -> bool:
+        """Whether sparse codes can be used: they can be computed, and all of the setup's rules take them."""
         return self._compiled and all(rule.sparse for rule in self.rules.values())
 
     def _sparse_tokens(self) -> int:
@@ -216,7 +179,7 @@ class Learner:
     def _sparse_forward(self, x: Float[Tensor, "token width"]) -> SparseForward | None:
         """A micro-batch by its sparse code; None where that cannot be, is slower, or does not fit."""
         encoder, dense = self.weights["encoder"], DENSE * self.peers.whole(len(self.weights["encoder"].W))
-        if not self._sparse or self._expected_l0() > dense or x.dtype != torch.float32:
+        if not self.sparse or self._expected_l0() > dense or x.dtype != torch.float32:
             return None
         selection = self._variant.selection(encoder.extra)
         if selection is None or encoder.b is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -17,6 +16,7 @@ from torch import Tensor
 from hsae.alignment import Alignment
 from hsae.diagnostics import Diagnosis, Diagnostics
 from hsae.dist import ONE, Grid, OutOfMemory
+from hsae.divergence import trouble
 from hsae.errors import UserError
 from hsae.graph import StepGraph, graphable
 from hsae.learner import Learner, Moment, accumulate, combine
@@ -29,8 +29,6 @@ from hsae.run import RunWriter
 from hsae.store import Store
 from hsae.trainconfig import TrainConfig
 
-# Weights this many times longer than at the start have left every regime that any rule is meant for.
-EXPLODED = 1e4
 # Tokens on which steering compares the L0 of training and held-out data.
 STEERED = 4096
 # Local rules are diagnosed at every so many logged steps, on so many tokens: it costs as much as several steps.
@@ -110,8 +108,7 @@ class Loop:
             found = self._learn(i, x, centre, logged)
             if found is not None:
                 loss = found.loss if isinstance(found, Metrics) else found
-                reason = self._trouble(i, loss)
-                if reason:
+                if reason := trouble(learner, loss, self._start_norm[i]):
                     self.diverged[i] = f"{'at' if self.device.type == 'cpu' else 'by'} step {self.step}: {reason}"
                 elif isinstance(found, Metrics):
                     head = {"step": self.step, "setup": learner.name, "seed": learner.seed}
@@ -243,25 +240,6 @@ class Loop:
         """A learner's last alignment as plain data; None where it was not probed."""
         found = self.alignment.get(i)
         return None if found is None else {side: finite(dataclasses.asdict(each)) for side, each in found.items()}
-
-    def _trouble(self, i: int, loss: float) -> str | None:
-        """Which quantity left its bounds and the likely cause, or None."""
-        learner = self.learners[i]
-        rate = "a learning rate too high for the scale of the activations"
-        hint = (
-            f"{rate}; lower --setup.{learner.name}.encoder.lr, or scale the activations with --normalise.mode variance"
-        )
-        if not math.isfinite(loss):
-            return f"the loss is {loss}; likely {hint}"
-        every = {(name, part): v for name, w in learner.weights.items() for part, v in w.items().items()}
-        lengths = learner.peers.length(torch.stack([*(value.norm() for value in every.values()), self._start_norm[i]]))
-        *norms, start = lengths.tolist()
-        for (name, part), norm in zip(every, norms, strict=True):
-            if not math.isfinite(norm):
-                return f"the norm of the {name}'s {part} is {norm}; likely {hint}"
-            if part == "W" and norm > EXPLODED * start:
-                return f"the {name}'s weights grew {EXPLODED:.0e} times; likely a rule without decay, or {hint}"
-        return None
 
     def _silent(self, i: int, tokens: int) -> Bool[Tensor, "latent"]:
         """Which latents fired on none of the last so many training tokens."""

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from hsae.errors import Elsewhere
+from hsae.interrupt import killable
 
 # Seconds between two looks; the waiting is Python's, so that Ctrl-C ends it.
 PAUSE = 0.02
@@ -36,10 +37,12 @@ def join(rank: int, size: int, backend: str, timeout: timedelta) -> None:
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        with killable():
+            store, _, _ = next(rendezvous("env://", timeout=timeout))
         word = _lead(store, size) if rank == 0 else _follow(store, rank)
         store = PrefixStore(word, store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        with killable():
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except RuntimeError:  # whatever the backend says, the cause is told where it happened
         raise Elsewhere("another of the processes has ended; give the same command again to go on") from None
 

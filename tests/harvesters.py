@@ -61,7 +61,7 @@ class Running:
 
     def send(self, number: int) -> None:
         """Send it a signal, if it has not ended."""
-        with suppress(ProcessLookupError):
+        if self.process.is_alive():
             os.kill(self.pid, number)
 
     def end(self, limit: float = LIMIT) -> tuple[int, str]:

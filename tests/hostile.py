@@ -23,13 +23,14 @@ from hypothesis import strategies as st
 from hsae import cli, registry
 from hsae.config import SECTIONS, Registered
 from hsae.setup import stock
+from hsae.verbs import LAB, VERBS
 
 KINDS = {
     "harvest": ("hsae.harvesting", "HarvestConfig", "harvest"),
     "train": ("hsae.trainconfig", "TrainConfig", ""),
     "evaluate": ("hsae.evaluate", "EvaluateConfig", "evaluate"),
-    **{name: (verb.home, verb.config, verb.function) for name, verb in cli.VERBS.items()},
-    **{f"lab {name}": (verb.home, verb.config, verb.function) for name, verb in cli.LAB.items()},
+    **{name: (verb.home, verb.config, verb.function) for name, verb in VERBS.items()},
+    **{f"lab {name}": (verb.home, verb.config, verb.function) for name, verb in LAB.items()},
 }
 """verb -> module, class of the settings, function"""
 

@@ -6,6 +6,7 @@ takes the fixtures at the end as its own.
 
 from __future__ import annotations
 
+import gc
 import http.client
 import importlib.util
 import re
@@ -177,15 +178,21 @@ def running() -> Iterator[ObjectStore]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {**MOTO, "AWS_ENDPOINT_URL": store.endpoint}.items():
                 patch.setenv(name, value)
-            fsspec.get_filesystem_class("s3").clear_instance_cache()
+            _forget_clients()
             # moto keeps its buckets as long as the process lasts.
             fsspec.filesystem("s3", use_listings_cache=False).makedirs(BUCKET, exist_ok=True)
             yield store
-            fsspec.get_filesystem_class("s3").clear_instance_cache()
+            _forget_clients()
     finally:
         store.server.shutdown()
         store.server.server_close()
         moto.stop()
+
+
+def _forget_clients() -> None:
+    """Close the connections of s3's file systems now: collected in another test's event loop, they complain there."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    gc.collect()
 
 
 def wait_for(done: Callable[[], bool]) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from hsae.cli import LAB, VERBS, main, run
+from hsae.cli import main, run
 from hsae.config import SECTIONS
 from hsae.errors import UserError
 from hsae.run import Run
 from hsae.store import Store
+from hsae.verbs import LAB, VERBS
 
 TRAIN = ["train", "--latents", "48", "--batch-tokens", "128", "--held-out", "256", "--steps", "3"]
 

@@ -85,8 +85,7 @@ def test_others_finish_what_a_killed_rank_and_its_companions_leave(
             rank.send(signal.SIGTERM)
         ended = [rank.end(30) for rank in ranks]
         assert ended[-1][0] == -signal.SIGKILL
-        # One that is only joining yet ends by the signal itself.
-        assert {code for code, _ in ended[:-1]} <= {2, 130, -signal.SIGTERM}, ended
+        assert {code for code, _ in ended[:-1]} <= {2, 130}, ended
         assert "the same command" in ended[0][1]
         before = whole_shards(cache / STORE)
     kept = {path: path.stat().st_mtime_ns for path in (cache / STORE).glob("0*.safetensors")}
@@ -143,7 +142,10 @@ def test_a_mistake_is_one_line_for_all(words: tuple[str, ...], tmp_path: Path, m
     assert code == 2
     assert re.fullmatch(rf"hsae: .*{re.escape(said)}.*\n", line)
     second.send(signal.SIGTERM)  # as torchrun does
-    assert second.end() == (-signal.SIGTERM, "")
+    # It has heard of the first's end, or not yet; where it waits in compiled code, the signal itself ends it.
+    code, said = second.end()
+    assert code in (2, 130, -signal.SIGTERM)
+    assert said == ""
     assert not (tmp_path / "cache" / STORE).exists()
 
 

@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from hsae.cli import LAB, LAB_HELP, run
+from hsae.cli import run
 from hsae.config import read_file
 from hsae.errors import UserError
 from hsae.lab import LabConfig
 from hsae.lab.chapter import Chapter, command_of, folder_of, page, write
 from hsae.lab.units import Unit, computed
+from hsae.verbs import LAB, LAB_HELP
 
 MODULE = """
 import os, time

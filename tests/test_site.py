@@ -18,8 +18,9 @@ from typing import Literal
 
 import pytest
 
-from hsae import cli, registry
+from hsae import registry
 from hsae.trainconfig import TrainConfig
+from hsae.verbs import LAB, VERBS
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,8 +95,8 @@ class TestKeys:
 class TestPages:
     def test_every_verb_has_a_page_with_every_key(self, site: dict[str, ModuleType]):
         made, verbs = dict(site["pages"].pages()), site["pages"].verbs()
-        labs = {f"lab {name}" for name in cli.LAB}
-        assert {verb.name for verb in verbs} == {*cli.VERBS, "harvest", "train", "evaluate", *labs}
+        labs = {f"lab {name}" for name in LAB}
+        assert {verb.name for verb in verbs} == {*VERBS, "harvest", "train", "evaluate", *labs}
         for verb in verbs:
             page = made[f"verbs/{verb.page}"]
             for key in dataclasses.fields(verb.config):

@@ -130,8 +130,9 @@ import contextlib, io
 own = (sys.prefix, sys.base_prefix, os.environ["HOUSE"])
 sys.addaudithook(note)
 from hsae import cli
-verbs = [[], *([name] for name in (*cli.VERBS, "harvest", "train", "evaluate", "lab"))]
-for words in [*verbs, *(["lab", name] for name in cli.LAB)]:
+from hsae.verbs import LAB, VERBS
+verbs = [[], *([name] for name in (*VERBS, "harvest", "train", "evaluate", "lab"))]
+for words in [*verbs, *(["lab", name] for name in LAB)]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         cli.run([*words, "--help"])

@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 
 from hsae import config, registry
-from hsae.cli import LAB, VERBS
 from hsae.errors import UserError
 from hsae.evaluate import EvaluateConfig
 from hsae.harvesting.config import HarvestConfig
@@ -32,6 +31,7 @@ from hsae.store import HookRecord, Manifest, ShardRecord, Store, StoreWriter
 from hsae.store.direct import Doubt, read_rows
 from hsae.store.manifest import keep_key
 from hsae.trainconfig import TrainConfig
+from hsae.verbs import LAB, VERBS
 
 ROOT = Path(__file__).parents[2]
 HOOK, CONTEXT, WIDTH, SEQUENCES = "hook", 4, 3, 5

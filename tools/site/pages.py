@@ -14,9 +14,10 @@ from pathlib import Path
 
 from keys import key_table, prose, summary
 
-from hsae import cli, registry
+from hsae import registry
 from hsae.config import Registered
 from hsae.sharing.markdown import block, code, table
+from hsae.verbs import HELP, LAB, LAB_HELP, VERBS
 
 ROOT = Path(__file__).parents[2]
 # The verbs that the command line does by functions of its own: their settings, and the page that tells more.
@@ -78,14 +79,14 @@ def verbs() -> list[Told]:
         ValueError: the help and the table of verbs disagree.
     """
     lines: dict[str, str] = {}
-    for before, text in (("", cli.HELP), ("lab ", cli.LAB_HELP)):
+    for before, text in (("", HELP), ("lab ", LAB_HELP)):
         for found in re.finditer(r"^  ([\w-]+) {2,}(\S.*)$", text, re.MULTILINE):
             lines[before + found[1]] = found[2]
     del lines["lab"]
     lines.setdefault("pull", "a run from the Hugging Face hub")
     known = {**{name: (*home, "") for name, home in OWN.items()}}
-    labs = {f"lab {name}": verb for name, verb in cli.LAB.items()}
-    known |= {name: (verb.home, verb.config, verb.words) for name, verb in (cli.VERBS | labs).items()}
+    labs = {f"lab {name}": verb for name, verb in LAB.items()}
+    known |= {name: (verb.home, verb.config, verb.words) for name, verb in (VERBS | labs).items()}
     if missing := known.keys() ^ lines.keys():
         raise ValueError(f"`hsae --help` and the verbs differ: {', '.join(sorted(missing))}")
     told = []
