@@ -98,20 +98,21 @@ def test_after_a_kill_in_a_file_operation_the_same_command_goes_on(
     record_property("note", f"of {len(operations(bench))} operations")
 
 
-@pytest.mark.fault("Kills", "Ctrl-C", "SIGINT at random instants", EVERY)
-def test_ctrl_c_is_one_line_and_exit_130_and_the_same_command_goes_on(
+@pytest.mark.fault("Kills", "Ctrl-C, or a batch system", "SIGINT or SIGTERM at random instants", EVERY)
+def test_an_interruption_is_one_line_and_exit_130_and_the_same_command_goes_on(
     bench: Bench, trials: Trials, record_property: Record
 ):
     def trial(forks: Forks, case: tuple[str, int]) -> None:
         name, number = case
         with bench.trial(name, f"interrupted {number}") as cache:
-            ended = bench.cut_off(forks, name, cache, random.Random(f"{name} {number}"), signal.SIGINT)
+            sent = signal.SIGTERM if number % 2 else signal.SIGINT
+            ended = bench.cut_off(forks, name, cache, random.Random(f"{name} {number}"), sent)
             assert ended.code == 130, ended.said
             *_, last = ended.said.splitlines()
             assert re.match("hsae: .*(the same command|was not written)", last), ended.said
             bench.goes_on(forks, name, cache)
 
-    cases = [(name, number) for number in range(trials(1, 30)) for name in COMMANDS]
+    cases = [(name, number) for number in range(trials(2, 30)) for name in COMMANDS]
     bench.crew.each(trial, cases)
     record_property("trials", len(cases))
 
