@@ -15,8 +15,9 @@ from torch import Tensor
 from hsae.across import HERE, Peers
 from hsae.kernels.native import call, load, packed_rows
 
-# Numbers of [token, latent] that are kept at a time: they should stay in the processor's last cache.
-CELLS = 1 << 21
+# Numbers of [token, latent] that are kept at a time, so that they stay in the processor's last cache; but at least as
+# many tokens as make what is done once for all of them small beside the rest.
+CELLS, TOKENS = 1 << 21, 256
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,16 @@ def compete(
         return None
     packed, bias = packed_rows("softhebb", W, b)
     (latents, width), threads = W.shape, torch.get_num_threads()
-    block = max(64, CELLS // latents)
+    block = max(TOKENS, CELLS // latents)
     work = x.new_empty(call("softhebb", "work_size", min(block, len(x)), width, latents))
-    sx, (s, y, fired), total = torch.zeros_like(W), x.new_zeros(3, latents).unbind(), x.new_empty(len(x))
+    sx = x.new_zeros(call("softhebb", "sums_size", width, latents))
+    (s, y, fired), total = x.new_zeros(3, latents).unbind(), x.new_empty(len(x))
     drives = [None] * -(-len(x) // block) if drive is None else drive.split(block)
     for rows, totals, out in zip(x.split(block), total.split(block), drives, strict=True):
         where = (packed, bias, len(rows), width, latents)
         result = (out, work, sx, s, y, fired, totals)
         call("softhebb", "softhebb", rows.contiguous(), *where, float(temperature), int(signed), *result, threads)
+    # Latents lie side by side in panels, dimension by dimension, with some beyond the last of both.
+    panels, wide = len(bias) // (panel := call("softhebb", "panel")), len(sx) // len(bias)
+    sx = sx.view(panels, wide, panel).transpose(1, 2).reshape(-1, wide)[:latents, :width].contiguous()
     return Competition(sx, s, y, fired, total.sum())
