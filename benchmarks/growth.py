@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,9 @@ from typing import Any
 import numpy as np
 from growth_report import draw, text
 
-CONTEXT, BATCH, WIDTH = 512, 16_384, 64
+CONTEXT, BATCH = 512, 16_384
+# Its steps cost the same from first to last, but for the first few.
+TOPK = ("--setups", "bp", "--sae", "topk")
 
 
 def main() -> None:
@@ -42,10 +45,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for growth.json")
     parser.add_argument("--page", type=Path, required=True, help="folder for growth.md and growth.svg")
     asked = parser.parse_args()
-    standard = asked.millions == parser.get_default("millions") and asked.steps == parser.get_default("steps")
-    flags = "" if standard else f"--millions {' '.join(f'{m:g}' for m in asked.millions)} --steps {asked.steps} "
+    command = shlex.join(["python", "benchmarks/growth.py", *sys.argv[1:]])
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    record: dict[str, Any] = {"flags": flags, "machine": machine, "points": {"tokens": [], "latents": []}}
+    record: dict[str, Any] = {"command": command, "machine": machine, "points": {"tokens": [], "latents": []}}
     begun = time.monotonic()
     for folder in (asked.out, asked.page):
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,7 @@ class Bench:
         harvest = self._harvest(tokens)
         store = self.cache / "activations" / "grown"
         disk = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-        train = self._train(3200, ("--setups", "bp"), restart=True)
+        train = self._train(3200, TOPK, restart=True)
         shutil.rmtree(store)
         point = {"tokens": tokens, "harvest_rate": tokens / harvest.seconds, "harvest_memory": harvest.memory}
         point |= {"harvest_cpu": 1e6 * harvest.cpu / tokens, "train_cpu": 1e6 * train["cpu"] / tokens}
@@ -94,7 +96,7 @@ class Bench:
         if not (self.cache / "activations" / "grown").exists():
             self._harvest(steps * BATCH + 2 * BATCH)
         point: dict[str, float] = {"latents": latents}
-        for name, flags in (("topk", ("--setups", "bp", "--sae", "topk")), ("hebb", ("--setups", "hebb-tied"))):
+        for name, flags in (("topk", TOPK), ("hebb", ("--setups", "hebb-tied"))):
             found = self._train(latents, (*flags, "--steps", str(steps)), restart=False)
             point |= {f"{name}_rate": found["rate"], f"{name}_memory": found["memory"]}
         return point

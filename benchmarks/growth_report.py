@@ -14,7 +14,7 @@ ALLOWED = 0.1
 """how far a slope may be from the one that it should be"""
 PROSE = """\
 Every point is `hsae harvest` and `hsae train` in processes of their own: the bundled model (width 64, float32) and its
-stories, repeated; `bp` with 3,200 latents over tokens; TopK (k = 32) and SoftHebb (`hebb-tied`) for a few steps over
+stories, repeated; TopK (k = 32) with 3,200 latents over tokens, TopK and SoftHebb (`hebb-tied`) for a few steps over
 latents. Slopes are of straight lines in log-log through the largest points, and the verdicts are computed from them.
 
 What should come out, and why:
@@ -81,9 +81,8 @@ def verdict(curve: Curve, slope: float) -> str:
 
 def text(record: dict[str, Any]) -> str:
     """The tables."""
-    command = f"python benchmarks/growth.py {record['flags']}--out benchmarks/results --page docs"
     took = f"{record['seconds'] / 60:.0f} minutes; load average at the end {record['load']:.1f}"
-    lines = ["# Growth", "", f"`{command}`, {record['date']}, {record['machine']}, {took}.", "", PROSE, FIGURE]
+    lines = ["# Growth", "", f"`{record['command']}`, {record['date']}, {record['machine']}, {took}.", "", PROSE, FIGURE]
     for axis, points in record["points"].items():
         if not points:
             continue
@@ -124,3 +123,4 @@ def draw(folder: Path, points: dict[str, list[dict[str, float]]]) -> None:
                     ax.loglog(x, y, "o-", color=colour, markersize=3, label=named[key])
             if len(keys) > 1 and points[axis]:
                 ax.legend()
+    (folder / "growth.png").unlink()  # the page shows the other
