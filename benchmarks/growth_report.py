@@ -82,7 +82,14 @@ def verdict(curve: Curve, slope: float) -> str:
 def text(record: dict[str, Any]) -> str:
     """The tables."""
     took = f"{record['seconds'] / 60:.0f} minutes; load average at the end {record['load']:.1f}"
-    lines = ["# Growth", "", f"`{record['command']}`, {record['date']}, {record['machine']}, {took}.", "", PROSE, FIGURE]
+    lines = [
+        "# Growth",
+        "",
+        f"`{record['command']}`, {record['date']}, {record['machine']}, {took}.",
+        "",
+        PROSE,
+        FIGURE,
+    ]
     for axis, points in record["points"].items():
         if not points:
             continue

@@ -258,8 +258,8 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that going on needs, under flat names; the whole dictionary's, at the first of its ranks."""
-        flat = {"centre": self.centre, "steering": self.steering.tensor()}
-        flat["l0"] = torch.tensor(self.l0, dtype=torch.float64)
+        l0 = torch.tensor(self.l0, dtype=torch.float64)
+        flat = {"centre": self.centre, "steering": self.steering.tensor(), "l0": l0}
         for name, weights in self.weights.items():
             flat |= {f"{name}.{key}": value for key, value in weights.items().items()}
             flat |= {f"{name}.state.{key}": value for key, value in self.state[name].items()}

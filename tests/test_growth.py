@@ -25,7 +25,8 @@ def record(over_tokens: dict[str, float], over_latents: dict[str, float]) -> dic
     rest = ("topk_rate", "topk_memory", "hebb_rate", "hebb_memory")
     latents = [{"latents": n, **{key: 5e6 * n ** over_latents[key] for key in rest}} for n in (1024, 4096, 65536)]
     points = {"tokens": tokens, "latents": latents}
-    return {"command": "python growth.py", "date": "today", "machine": "this", "seconds": 60.0, "load": 0.5, "points": points}
+    told = {"command": "python growth.py", "date": "today", "machine": "this", "seconds": 60.0, "load": 0.5}
+    return told | {"points": points}
 
 
 RIGHT = {"topk_rate": -1.0, "hebb_rate": -1.0, "topk_memory": 1.0, "hebb_memory": 1.0}

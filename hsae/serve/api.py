@@ -18,7 +18,7 @@ from hsae.serve import asked
 from hsae.serve.bench import Bench, Wish, build_index, compare
 from hsae.serve.jobs import Job, Lane
 from hsae.serve.shelf import Name, Shelf
-from hsae.serve.told import told
+from hsae.serve.told import NotHere, told
 from hsae.serve.turns import Busy, Turns
 
 READ_TOP = 24
@@ -205,8 +205,8 @@ def refused(error: Exception) -> tuple[int, str]:
     """The status and the line of what a request cannot have."""
     if isinstance(error, HTTPException):
         return error.status_code, error.detail
-    if isinstance(error, LookupError):
-        return 404, told(error.args[0] if error.args else "not here")
+    if isinstance(error, NotHere):
+        return 404, told(error)
     if isinstance(error, Busy):
         return 503, "enough is being done already; wait for it, or cancel some of it"
     if isinstance(error, UserError):

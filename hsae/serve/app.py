@@ -13,6 +13,7 @@ from hsae.serve.api import Api, refused
 from hsae.serve.guard import Gate, Guard
 from hsae.serve.lists import Lists
 from hsae.serve.pages import Pages, error_page
+from hsae.serve.told import NotHere
 from hsae.serve.turns import Busy
 
 
@@ -26,7 +27,7 @@ def make_app(api: Api, gate: Gate) -> ASGIApp:
     inner = Starlette(
         routes=[*Lists(api).routes(), *api.routes(), *Pages(api).routes()],
         # What is none of the first four is a fault of ours: the client gets a line, the terminal the traceback.
-        exception_handlers=dict.fromkeys((HTTPException, LookupError, UserError, Busy, Exception), _fail),
+        exception_handlers=dict.fromkeys((HTTPException, NotHere, UserError, Busy, Exception), _fail),
     )
     # A redirect would repeat what was sent.
     inner.router.redirect_slashes = False

@@ -11,6 +11,7 @@ from hsae.errors import UserError, one_line
 from hsae.files import cache_root, named_folder
 from hsae.record import CONFIG, RESULT, Record
 from hsae.serve.kept import Kept
+from hsae.serve.told import NotHere
 from hsae.store.manifest import NAME as MANIFEST
 from hsae.store.manifest import Manifest
 
@@ -68,7 +69,7 @@ class Catalogue:
         """The folder of a run of the cache; no other folder has a name here.
 
         Raises:
-            LookupError: there is none of that name.
+            NotHere: there is none of that name.
         """
         return _named(name, _home("runs"), "run")
 
@@ -80,7 +81,7 @@ class Catalogue:
         """A run of the cache.
 
         Raises:
-            LookupError: there is none of that name.
+            NotHere: there is none of that name.
             UserError: it is not whole, or a link in it leaves the cache.
         """
         folder = self.run_folder(name)
@@ -148,7 +149,7 @@ def _home(kind: str) -> Path:
 def _named(name: str, home: Path, noun: str) -> Path:
     # Compared with what is there, and never joined to a path before: so no name leads anywhere else.
     if name not in _names(home) or not (home / name).is_dir():
-        raise LookupError(f"there is no {noun} {name!r}")
+        raise NotHere(f"there is no {noun} {name!r}")
     return home / name
 
 

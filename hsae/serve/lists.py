@@ -16,7 +16,7 @@ from hsae.serve import asked
 from hsae.serve.api import Api
 from hsae.serve.catalogue import Listed
 from hsae.serve.shelf import Name
-from hsae.serve.told import told
+from hsae.serve.told import NotHere, told
 from hsae.store.manifest import Manifest
 
 
@@ -99,7 +99,7 @@ class Lists:
     def _there(self, record: Record) -> bool:
         try:
             self._catalogue.trained_on(record)
-        except (UserError, LookupError):
+        except (UserError, NotHere):
             return False
         return True
 
@@ -110,7 +110,7 @@ class Lists:
             if self._api.building(subject):
                 return "building", ""
             return ("stands" if self._api.shelf.stands(subject) else "missing"), ""
-        except (UserError, LookupError) as error:
+        except (UserError, NotHere) as error:
             return "impossible", told(error)
 
 

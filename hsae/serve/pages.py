@@ -17,6 +17,7 @@ from starlette.routing import Route
 from hsae.inspect.page import shell
 from hsae.serve.api import Api, refused
 from hsae.serve.shelf import Name
+from hsae.serve.told import NotHere
 
 SHARED = "hsae.inspect.page"
 """where what both kinds of pages are made of lies"""
@@ -89,7 +90,7 @@ class Pages:
         """A style sheet or a script."""
         name = request.path_params["name"]
         if name not in STATIC:
-            raise LookupError(f"nothing here is called {name!r}")
+            raise NotHere(f"nothing here is called {name!r}")
         text = _text(name)
         tag = f'"{hashlib.sha256(text.encode()).hexdigest()[:16]}"'
         headers = {"etag": tag, "cache-control": "no-cache"}

@@ -13,6 +13,7 @@ from hsae.inspect.page import Documents
 from hsae.record import RESULT, WEIGHTS, Row
 from hsae.serve.catalogue import Catalogue, stamp
 from hsae.serve.kept import Kept
+from hsae.serve.told import NotHere
 from hsae.store.manifest import NAME as MANIFEST
 
 OPEN = 4
@@ -38,13 +39,13 @@ class Name:
         """Take one apart.
 
         Raises:
-            LookupError: it is not of that form.
+            NotHere: it is not of that form.
         """
         sae, *place = text.split("@")
         run, _, rest = sae.partition(":")
         setup, _, seed = rest.rpartition(":")
         if not (run and setup and seed.isascii() and seed.isdecimal() and len(seed) < 10 and len(place) < 3):
-            raise LookupError(f"{text!r} names no SAE; one is written RUN:SETUP:SEED")
+            raise NotHere(f"{text!r} names no SAE; one is written RUN:SETUP:SEED")
         return cls(run, setup, int(seed), *place)
 
     @classmethod
@@ -72,20 +73,20 @@ class Shelf:
         """The line of an SAE in its run's table.
 
         Raises:
-            LookupError: there is no such run, or no such SAE in it.
+            NotHere: there is no such run, or no such SAE in it.
             UserError: the run is not whole.
         """
         record = self.catalogue.record(name.run)
         try:
             return record.row(name.setup, name.seed)
         except UserError as error:
-            raise LookupError(str(error)) from None
+            raise NotHere(str(error)) from None
 
     def subject(self, name: Name) -> Subject:
         """An SAE and the store to look at it on.
 
         Raises:
-            LookupError: there is no such run, SAE or store in the cache.
+            NotHere: there is no such run, SAE or store in the cache.
             UserError: it is not whole, its store is gone, or the store's activations are not as wide as the SAE.
         """
         catalogue, row = self.catalogue, self.row(name)

@@ -10,6 +10,10 @@ from hsae.files import cache_root
 _FOLDERS = re.compile(r"(?<![\w.:/\\…>-])/(?:[^\s/:;,'\"()]+/)+")
 
 
+class NotHere(Exception):
+    """What a request names is not in the cache: status 404."""
+
+
 def told(error: object) -> str:
     """An error's line, with paths as they are seen from the cache; of those elsewhere only the last part."""
     line = str(error)
