@@ -28,8 +28,8 @@ from hsae.sparse_forward import SparseForward, highest
 from hsae.start import by_latent, initial_weights
 from hsae.steering import Steering
 
-# Entries of [token, latent] in a micro-batch on a CPU, so that it stays in the last cache; and its tokens.
-CELLS, TOKENS = 1 << 21, (64, 512)
+# Entries of [token, latent] in a micro-batch on a CPU, for its last cache; and its tokens: with fewer, each costs more.
+CELLS, TOKENS = 1 << 21, (256, 512)
 # Entries of a sparse code in a micro-batch, and the tokens of a micro-batch that is computed so.
 ENTRIES, SPARSE_TOKENS = 1 << 19, 4096
 # Above this share of active latents [token, latent] matrices are faster (from 40% with AVX2, 55% with AVX-512).

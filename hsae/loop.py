@@ -186,11 +186,12 @@ class Loop:
         learner.begin(mine, moment, self.micro_batch, self.grid)
         for forward in learner.forwards(mine, self.micro_batch, logged or revive is not None):
             accumulate(statistics, learner.statistics(forward))
+            usage = forward.usage  # first: SoftHebb's kernel has counted it, while the code is not there yet
             if logged:
-                meter.add(forward.x, forward.error, forward.usage, forward.beside)
+                meter.add(forward.x, forward.error, usage, forward.beside)
             else:
                 loss = float(forward.error.square().sum() + forward.beside) if watched else 0.0
-                meter.count(forward.usage, len(forward.x), loss)
+                meter.count(usage, len(forward.x), loss)
             if revive is not None:
                 losses.append(forward.error.square().sum(1))
         statistics = combine(statistics, ranks)
