@@ -113,24 +113,29 @@ class RunWriter:
     Args:
         folder: the run's folder; made if it is not there.
         resolved: the `[train]` table that repeats the run.
+        store: the store's fingerprint: what was begun on these activations goes on with them, wherever they lie now.
 
     Raises:
         UserError: the folder holds a run with another config.
     """
 
-    def __init__(self, folder: Path, resolved: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, resolved: Mapping[str, Any], store: str = "") -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / CONFIG
         if path.exists():
             there = config.read_file(path, "train")
             differ = [key for key in {**there, **resolved} if there.get(key) != resolved.get(key)]
-            if differ := [key for key in differ if key not in INDIFFERENT]:
+            differ = [key for key in differ if key not in INDIFFERENT]
+            moved = differ == ["store"] and store and store == _begun_on(folder)
+            if differ and not moved:
                 what = ", ".join(differ)
                 raise UserError(
                     f"{folder}: holds a run with another config ({what}); give another --name, or delete it"
                 )
-            return
+            if not moved or (folder / RESULT).exists():
+                return
+            resolved = {**there, "store": resolved["store"]}
         with replacing(path) as aside:
             aside.write_text(tomli_w.dumps({"train": dict(resolved)}), encoding="utf-8")
 
@@ -195,6 +200,14 @@ class RunWriter:
             files[METRICS] = self._metrics()
         write_json(self.folder / RESULT, dataclasses.asdict(dataclasses.replace(result, files=files)))
         return Run(self.folder)
+
+
+def _begun_on(folder: Path) -> str | None:
+    """The fingerprint of the store that a run was trained on, as far as it came; None before its first checkpoint."""
+    if (folder / RESULT).exists():
+        return Record(folder).result.store_fingerprint
+    path = folder / CHECKPOINT
+    return check_checkpoint(path)[0].get("store") if path.exists() else None
 
 
 def check_checkpoint(path: Path) -> tuple[dict[str, Any], Checksum | None]:

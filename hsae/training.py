@@ -86,7 +86,7 @@ def _train(settings: TrainConfig, progress: Training, ranks: Grid) -> Run:
             loop = Loop(settings, steps, centres, scale, held, ranks, progress.say)
             if not everyone.rank:
                 stack.enter_context(alone(folder, "hsae train"))
-            writer = RunWriter(folder, resolved)
+            writer = RunWriter(folder, resolved, store.manifest.fingerprint)
             loop.restore(writer, store)
         _require_one_place(everyone, loop.step, folder)
         if isinstance(rows, StreamRows):
@@ -149,7 +149,7 @@ def _finished(
     run = Run(folder)
     if run.result.store_fingerprint != store.manifest.fingerprint:
         raise UserError(f"{folder}: was trained on another store; give another --name, or delete it")
-    RunWriter(folder, resolved)
+    RunWriter(folder, resolved, store.manifest.fingerprint)
     progress.say(f"{folder} is already trained: nothing to do")
     with reporting(_quiet(settings, everyone), folder, progress.say) as reports:
         reports.result(run.result.rows, run.result.steps)

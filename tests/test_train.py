@@ -107,6 +107,24 @@ def test_a_run_does_not_go_on_with_other_data(planted: Planted, cache: Path):
         train(config(name="cut", store="planted", checkpoint_seconds=0.0))
 
 
+def test_a_run_goes_on_with_the_same_activations_at_another_place(planted: Planted, cache: Path):
+    planted()
+    whole = train(config(name="whole"))
+    with pytest.raises(Cut):
+        train(config(name="cut", store="planted", checkpoint_seconds=0.0), CutAt(3))
+    (cache / "activations" / "planted").rename(cache / "activations" / "moved")
+    cut = train(config(name="cut", store="moved"))
+    assert all(torch.equal(value, weights(cut)[key]) for key, value in weights(whole).items())
+    assert cut.result.store == read_file(cut.folder / "config.toml", "train")["store"] == "moved"
+    # What is whole is neither trained again nor changed.
+    (cache / "activations" / "moved").rename(cache / "activations" / "again")
+    before = (cut.folder / "config.toml").read_bytes()
+    assert train(config(name="cut", store="again")).result == cut.result
+    assert (cut.folder / "config.toml").read_bytes() == before
+    with pytest.raises(UserError, match="another config"):
+        train(config(name="cut", store="again", latents=40))
+
+
 def start(*words: str) -> subprocess.Popen[str]:
     flags = ["--latents", "48", "--batch-tokens", "128", "--held-out", "256", "--checkpoint-seconds", "0.05"]
     command = [sys.executable, "-m", "hsae", "train", *flags, "--steps", "2500", "--setups", "bp", "hebb-tied", *words]
