@@ -9,15 +9,14 @@ import errno
 import importlib
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from hsae.errors import LONGEST, Elsewhere, UserError, choices, cut, one_line, visible
+from hsae import interrupt
+from hsae.errors import LONGEST, Elsewhere, Interrupted, UserError, choices, cut, one_line, visible
 from hsae.flags import choose_data, choose_setups, for_each_setup, override
-from hsae.interrupt import terminable
 from hsae.verbs import HELP, LAB, LAB_HELP, VERBS, Verb
 
 if TYPE_CHECKING:
@@ -32,47 +31,53 @@ RANK = int(os.environ.get("RANK", 0))
 def main() -> NoReturn:
     """Entry point of the `hsae` command. Exit codes: 0 done, 1 diverged or damage found, 2 a mistake, 130 Ctrl-C."""
     try:
-        terminable()
+        interrupt.listen()
         _tune_process()
         code = run(sys.argv[1:])
-    except UserError as error:
-        if RANK and isinstance(error, Elsewhere):
-            # Torchrun ends all processes when one ends: the one that knows more must come to say so.
-            _linger(10)
-        else:
-            _complain(str(error))
-        code = 2
-    except KeyboardInterrupt as stop:
-        if RANK:
-            _linger(1)
-        else:
-            _complain(str(stop) or "stopped; the same command goes on from what is saved")
-        code = 130
-    except BrokenPipeError:
-        # The reader of our output (head, less) is gone: that is no error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:  # no file of the user's: a fault of ours
-            raise
-        _complain(f"{error.filename or 'writing'}: {error.strerror}")
-        code = 2
-    except (MemoryError, RuntimeError) as error:
-        # PyTorch's have no class of their own, nor has a thread whose stack finds no room.
-        if not (isinstance(error, MemoryError) or re.search("allocate|can't start new thread", str(error))):
-            raise
-        _complain(f"out of memory ({one_line(error, 160)}); take smaller sizes")
-        code = 2
+    except BaseException as error:
+        code = _failed(error)
+    if code == 130:
+        # A thread that was left in compiled code can take the process with it when the interpreter clears up.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
     # All is done: Ctrl-C while the interpreter clears up would only end in a traceback.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        atexit.register(signal.signal, number, signal.SIG_IGN)
+    atexit.register(interrupt.deaf)
     sys.exit(code)
 
 
-def _linger(seconds: float) -> None:
-    """Wait, unless somebody wants the end sooner."""
-    with contextlib.suppress(KeyboardInterrupt):
-        time.sleep(seconds)
+def _failed(error: BaseException) -> int:
+    """Say in one line what ended a verb; its exit code. What is a fault of ours is raised again."""
+    if interrupt.asked() or isinstance(error, KeyboardInterrupt):
+        interrupt.deaf()
+        if RANK:
+            time.sleep(1)
+        else:
+            told = isinstance(error, Interrupted)
+            _complain(str(error) if told else "stopped; the same command goes on from what is saved")
+        return 130
+    if isinstance(error, UserError):
+        if RANK and isinstance(error, Elsewhere):
+            # Torchrun ends all processes when one ends: the one that knows more must come to say so.
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(10)
+        else:
+            _complain(str(error))
+        return 2
+    if isinstance(error, BrokenPipeError):
+        # The reader of our output (head, less) is gone: that is no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    # An error of the disk that names no file of the user's is a fault of ours.
+    if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
+        _complain(f"{error.filename or 'writing'}: {error.strerror}")
+        return 2
+    # PyTorch's have no class of their own, nor has a thread whose stack finds no room.
+    room = isinstance(error, RuntimeError) and re.search("allocate|can't start new thread", str(error))
+    if room or isinstance(error, MemoryError):
+        _complain(f"out of memory ({one_line(error, 160)}); take smaller sizes")
+        return 2
+    raise error
 
 
 def _complain(line: str) -> None:

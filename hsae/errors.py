@@ -21,6 +21,10 @@ class UserError(Exception):
         super().__init__(cut(visible(line), LONGEST))
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a line that says what is kept and how to go on. Exit code 130."""
+
+
 class Elsewhere(UserError):
     """What went wrong is told by another of the processes that torchrun started. Only the first has a line for it."""
 

@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# Seconds until an interruption that got lost is tried again.
+AGAIN = 0.02
+_asked = False
 
-def terminable() -> None:
-    """SIGTERM from now on is what Ctrl-C is, where nothing else waits for it: a line, and exit code 130."""
 
-    def stop(number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)  # what it ends is not to be ended again
-        raise KeyboardInterrupt
+def listen() -> None:
+    """From now on Ctrl-C and SIGTERM raise KeyboardInterrupt, wherever the process is, and `asked` says so.
 
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, stop)
+    An exception out of a destructor or a callback of compiled code is printed and forgotten by Python; this one is
+    raised again when that is left.
+    """
+    global _asked
+    _asked = False
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # What is ignored stays so: a shell has what it starts in the background ignore Ctrl-C.
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _stop)
+    sys.unraisablehook = _unraisable
+
+
+def asked() -> bool:
+    """Whether somebody wanted the end. What fails then fails for that: compiled code has errors of its own for it."""
+    return _asked
+
+
+def deaf() -> None:
+    """What ends now is not to be ended again."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _stop(number: int, frame: Any) -> None:
+    global _asked
+    _asked = True
+    if number == signal.SIGTERM:
+        # Batch systems send it to a process and to its parent, which hands it on.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _unraisable(lost: sys.UnraisableHookArgs) -> None:
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(lost)
+    # Not at once: it would be lost again, here.
+    signal.signal(signal.SIGALRM, _stop)
+    signal.setitimer(signal.ITIMER_REAL, AGAIN)
+    return None
 
 
 @contextmanager
@@ -45,9 +83,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     pressed = []
 
     def press(number: int, frame: Any) -> None:
-        # Batch systems send SIGTERM to a process and to its parent, which hands it on.
+        # As above, SIGTERM may come twice.
         if pressed and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            _stop(number, frame)
         pressed.append(number)
 
     try:

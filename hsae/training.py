@@ -17,7 +17,7 @@ from torch import Tensor
 from hsae import config
 from hsae.device import choose_device
 from hsae.dist import Grid, Ranks, grid
-from hsae.errors import UserError
+from hsae.errors import Interrupted, UserError
 from hsae.files import alone, cache_root
 from hsae.graph import on_device
 from hsae.held_out import held_out_rows, held_out_sequences
@@ -215,7 +215,7 @@ def _fit(
                 saved = time.monotonic()
             if stop:
                 everyone.any(False)  # a process that ends has torchrun end the others: not before it is saved
-                raise KeyboardInterrupt(f"stopped at step {loop.step} of {steps}; the same command goes on from there")
+                raise Interrupted(f"stopped at step {loop.step} of {steps}; the same command goes on from there")
 
 
 def _resolved(settings: TrainConfig, store: Store, hook: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,3 +169,54 @@ def test_every_verb_has_help_and_needs_no_pytorch_for_it(verb: str) -> None:
         [sys.executable, "-c", code, *verb.split(), "--help"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith(f"usage: hsae {verb} ")
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from hsae import cli
+{body}
+cli.run = run
+sys.argv = ["hsae"]
+cli.main()
+"""
+LOST = """
+class Falls:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{signal})
+        time.sleep(1)
+def run(words):
+    falls = Falls()
+    del falls
+    time.sleep(20)
+    return 0
+"""
+CONVERTED = """
+def run(words):
+    try:
+        os.kill(os.getpid(), signal.{signal})
+        time.sleep(20)
+    except KeyboardInterrupt:
+        raise ValueError("could not determine the shape") from None
+"""
+TWICE = """
+def run(words):
+    try:
+        os.kill(os.getpid(), signal.{signal})
+        time.sleep(20)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "number"),
+    [(LOST, "SIGINT"), (LOST, "SIGTERM"), (CONVERTED, "SIGINT"), (CONVERTED, "SIGTERM"), (TWICE, "SIGTERM")],
+)
+def test_an_interruption_is_one_line_wherever_it_comes(body: str, number: str):
+    code = INTERRUPTED.format(body=body.format(signal=number))
+    # A shell may have had this process ignore Ctrl-C.
+    listens = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, **listens)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "hsae: stopped; the same command goes on from what is saved\n"

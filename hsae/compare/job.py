@@ -12,7 +12,7 @@ from hsae.compare import CompareConfig
 from hsae.compare.page import page
 from hsae.compare.report import prepare
 from hsae.compare.terminal import draw
-from hsae.errors import UserError
+from hsae.errors import Interrupted, UserError
 from hsae.figures import size
 from hsae.files import replacing
 from hsae.plain import finite
@@ -31,7 +31,7 @@ def show(settings: CompareConfig, console: Console | None) -> None:
         with Bar(errors if errors.is_terminal else None, "comparing", work.steps, unit="steps") as bar:
             report = work.do(bar.advance)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; nothing was written") from None
+        raise Interrupted("stopped; nothing was written") from None
     if settings.html:
         text = page(report)
         with replacing(out) as aside:

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from hsae.errors import UserError
+from hsae.errors import Interrupted, UserError
 from hsae.files import flush, lasting_folder, naming, replacing
 
 
@@ -55,6 +55,6 @@ def whole_folder(target: Path) -> Iterator[Path]:
             os.replace(aside, target)
             flush(target.parent)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {target} was not written") from None
+        raise Interrupted(f"stopped; {target} was not written") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)

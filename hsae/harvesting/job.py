@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from hsae import config as configs
-from hsae.errors import UserError
+from hsae.errors import Interrupted, UserError
 from hsae.figures import duration, size
 from hsae.files import alone
 from hsae.harvesting import ways
@@ -184,7 +184,7 @@ class Job:
         except KeyboardInterrupt:
             kept = f"{writer.sequences:,} of {config.sequences:,} sequences are kept"
             kept = "whole shards are kept" if self.crew.size > 1 else kept
-            raise KeyboardInterrupt(f"interrupted; {kept}, and the same command goes on from there") from None
+            raise Interrupted(f"interrupted; {kept}, and the same command goes on from there") from None
         with self.crew.agreed():
             if not self.crew.rank:
                 patience = SEEN if self.crew.size > 1 else 0.0

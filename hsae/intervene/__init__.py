@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hsae.config import require
-from hsae.errors import UserError
+from hsae.errors import Interrupted, UserError
 from hsae.lists import latent_list, strength_list
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _stopped() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(str(stop) or "stopped") from None
+        raise Interrupted(str(stop) if isinstance(stop, Interrupted) else "stopped") from None
 
 
 def _latents(verb: str, text: str) -> tuple[int, ...]:

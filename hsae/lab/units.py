@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsae import config
-from hsae.errors import UserError
+from hsae.errors import Interrupted, UserError
 from hsae.files import replacing
 from hsae.plain import finite
 from hsae.progress import Bar
@@ -106,7 +106,7 @@ def computed(
                 _side_by_side(todo, workers, keep)
         except KeyboardInterrupt:
             done = f"{len(found)} of {len(units)} units of {verb} are kept; the same command goes on from there"
-            raise KeyboardInterrupt(f"stopped: {done}") from None
+            raise Interrupted(f"stopped: {done}") from None
     return {name: found[name] for name in names}
 
 

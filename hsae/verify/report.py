@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hsae.errors import visible
+from hsae.errors import Interrupted, visible
 from hsae.figures import size
 from hsae.progress import Bar, say
 from hsae.verify import VerifyConfig
@@ -28,7 +28,7 @@ def verify(settings: VerifyConfig, console: Console | None = None) -> int:
             for place in here:
                 found += [examine(place, bar.advance, settings.deep)]  # in turn: what is done is counted
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped after {len(found)} of {len(here)}; nothing was changed") from None
+        raise Interrupted(f"stopped after {len(found)} of {len(here)}; nothing was changed") from None
     show(found, console)
     return 1 if any(finding.damages for finding in found) else 0
 

@@ -26,15 +26,14 @@ PRELOADED += ("transformers.models.gpt_neo.modeling_gpt_neo", "rich._emoji_codes
 
 def become(order: dict[str, Any], begun: int) -> NoReturn:
     """The child: `hsae` with the order's words, and with its fault. It closes `begun` when it begins."""
-    from hsae import cli
-    from hsae.interrupt import terminable
+    from hsae import cli, interrupt
 
     out = os.open(order["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for file in (0, 1, 2):
         os.dup2(os.open(os.devnull, os.O_RDONLY) if file == 0 else out, file)
     # A shell has what it starts in the background ignore Ctrl-C, and that is handed down.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    terminable()  # as `main` does: the signal may come before
+    interrupt.listen()  # as `main` does: the signal may come before
     os.environ["HSAE_CACHE"] = order["cache"]
     os.chdir(order["cache"])
     torch.set_num_threads(1)  # starts none: the parent computes nothing
