@@ -24,6 +24,7 @@ from tokenizers.models import BPE, WordLevel
 
 from hsae.errors import UserError, visible
 from hsae.evidence import open_index, open_subject
+from hsae.evidence.draws import Windows
 from hsae.figures import figure, fraction, percent, scientific, thousands
 from hsae.inspect import InspectConfig, inspect
 from hsae.inspect.ink import ORANGE, Ink, keyword_line
@@ -227,6 +228,29 @@ class TestOverview:
         assert (again[0], sum(again)) == (480, SEQUENCES * CONTEXT)
         assert index.latent(2).firings == 38
         assert list(subject.index_path.parent.iterdir()) == [subject.index_path]
+
+    def test_an_index_that_was_stopped_in_the_middle_of_a_chunk_is_that_of_an_unbroken_pass(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("hsae.evidence.build.ROWS", 4 * CONTEXT)
+        monkeypatch.setattr("hsae.evidence.build.EVERY", 0.0)
+        subject, add, left = open_subject("run"), Windows.add, [3]
+
+        def stopped(self: Windows, *what: Any) -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt  # what was gathered before the windows has this chunk, they have not
+            add(self, *what)
+
+        monkeypatch.setattr(Windows, "add", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            open_index(subject)
+        passed: list[int] = []
+        index = open_index(subject, advance=passed.append)
+        assert passed[0] == 2 * 4 * CONTEXT
+        broken = index.path.read_bytes()
+        index.path.unlink()
+        assert open_index(subject).path.read_bytes() == broken
 
     def test_a_run_folder_that_cannot_be_written_to(self, run: Run) -> None:
         (run.folder / "evidence").write_text("a file where a folder is wanted")

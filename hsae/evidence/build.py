@@ -22,6 +22,7 @@ from hsae.evidence.gathered import SILENT, Contexts, Gathered, Passage
 from hsae.evidence.latent import BINS, LOGITS, TOKENS
 from hsae.evidence.subject import Subject
 from hsae.files import alone, lasting_folder
+from hsae.interrupt import interruptible
 from hsae.run import Run
 from hsae.sae import SAE
 from hsae.seal import FIELD
@@ -65,18 +66,21 @@ def build(subject: Subject, console: Console | None = None, advance: Advance = l
         partial = path.with_suffix(".partial")
         passing.restore(partial, subject.facts)
         total, done = store.manifest.tokens, passing.next * store.manifest.context
-        with Bar(console, "reading", total, done) as bar:
+        with Bar(console, "reading", total, done) as bar, interruptible() as interrupted:
             saved = time.monotonic()
             try:
                 advance(done)
                 for passed in passing.go():
                     bar.advance(passed)
                     advance(passed)
+                    if interrupted():
+                        raise KeyboardInterrupt
                     if time.monotonic() - saved > EVERY:
                         passing.save(partial, subject.facts)
                         saved = time.monotonic()
             except BaseException:
-                passing.save(partial, subject.facts)
+                if passing.between:
+                    passing.save(partial, subject.facts)
                 raise
         arrays, logits = passing.arrays(), ""
         try:
@@ -105,11 +109,15 @@ class Passing:
         sae: on the CPU.
         store: the activations.
         hook: a hook point of the store, as wide as the SAE.
+
+    Attributes:
+        next: the sequence to go on with.
+        between: whether what is gathered is of all sequences before that, and of no other.
     """
 
     def __init__(self, sae: SAE, store: Store, hook: str) -> None:
         self.sae, self.store, self.hook = sae, store, hook
-        self.next = 0
+        self.next, self.between = 0, True
         self.rows = torch.zeros(1, dtype=torch.int64)
         self.occurrences = torch.zeros(0, dtype=torch.int64)
         self.gathered, self.windows, self.together = Gathered(sae.latents), Windows(), Together()
@@ -120,13 +128,14 @@ class Passing:
         encode = Encoder(self.sae)
         rows = min(ROWS, DRIVES // self.sae.latents)
         for chunk in self.store.chunks(self.hook, max(1, rows // self.store.manifest.context), self.next):
+            self.between = False
             if chunk.keep.any():
                 entries = encode(chunk.activations[chunk.keep])
                 passage = Passage(chunk.first, chunk.tokens, chunk.keep)
                 for part in (self.gathered, self.windows, self.together):
                     part.add(entries, passage)
                 self._count(chunk.tokens[chunk.keep])
-            self.next = chunk.first + len(chunk.tokens)
+            self.next, self.between = chunk.first + len(chunk.tokens), True
             yield chunk.keep.numel()
 
     def _count(self, tokens: Int[Tensor, "row"]) -> None:
