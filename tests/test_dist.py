@@ -249,11 +249,13 @@ from hsae.progress import Training
 from hsae.trainconfig import TrainConfig
 from hsae.training import train
 # With Adam's own eps a gradient next to 0 would show the order of its sum.
-calm = {"bp": {"encoder": {"eps": 1e-3}, "decoder": {"eps": 1e-3}}}
-large = SHORT | {"latents": 2048, "batch_tokens": 1536, "steps": 3, "setup": SHORT["setup"] | calm}
+calm = {"rule": "backprop", "eps": 1e-3}
+soft = SHORT["setup"]["cut"] | {"decoder": calm, "sae": {"kind": "relu"}}  # and a drive on BatchTopK's cut would show it, too
+large = SHORT | {"latents": 2048, "batch_tokens": 1536, "steps": 3, "setups": ["bp", "soft"]}
+large["setup"] = {"bp": {"encoder": calm, "decoder": calm}, "soft": soft}
 train(TrainConfig.from_table(large | {"name": "plenty", "micro_batch": 96}, "test"))
 size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
-resource.setrlimit(resource.RLIMIT_AS, (size + (10 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20),) * 2)
 train(TrainConfig.from_table(large | {"name": "scarce", "micro_batch": 1536}, "test"), Training(Console(width=200)))
 """
 
