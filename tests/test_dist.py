@@ -250,7 +250,8 @@ from hsae.trainconfig import TrainConfig
 from hsae.training import train
 # With Adam's own eps a gradient next to 0 would show the order of its sum.
 calm = {"rule": "backprop", "eps": 1e-3}
-soft = SHORT["setup"]["cut"] | {"decoder": calm, "sae": {"kind": "relu"}}  # and a drive on BatchTopK's cut would show it, too
+# So would a drive on BatchTopK's cut.
+soft = SHORT["setup"]["cut"] | {"decoder": calm, "sae": {"kind": "relu"}}
 large = SHORT | {"latents": 2048, "batch_tokens": 1536, "steps": 3, "setups": ["bp", "soft"]}
 large["setup"] = {"bp": {"encoder": calm, "decoder": calm}, "soft": soft}
 train(TrainConfig.from_table(large | {"name": "plenty", "micro_batch": 96}, "test"))
