@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -162,8 +163,9 @@ def _read_npy(path: Path, source: LocalFiles) -> Iterator[Document]:
     """A flat array is one document; in a table each row is one."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy array ({error})") from None
+    # The header is Python's own syntax: its parser has errors of its own, from Python 3.12 on.
+    except (ValueError, OSError, EOFError, SyntaxError, TokenError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable .npy array ({one_line(error)})") from None
     if array.ndim not in (1, 2) or array.dtype.kind not in "iu":
         raise UserError(f"{path}: whole numbers in one or two dimensions are wanted, not {array.dtype} {array.shape}")
     yield from array if array.ndim == 2 else [array]
