@@ -31,25 +31,28 @@ RANK = int(os.environ.get("RANK", 0))
 def main() -> NoReturn:
     """Entry point of the `hsae` command. Exit codes: 0 done, 1 diverged or damage found, 2 a mistake, 130 Ctrl-C."""
     try:
-        interrupt.listen()
-        _tune_process()
-        code = run(sys.argv[1:])
-    except BaseException as error:
-        code = _failed(error)
-    if code == 130:
-        # A thread that was left in compiled code can take the process with it when the interpreter clears up.
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        os._exit(code)
-    # All is done: Ctrl-C while the interpreter clears up would only end in a traceback.
-    atexit.register(interrupt.deaf)
-    sys.exit(code)
+        try:
+            interrupt.listen()
+            _tune_process()
+            code = run(sys.argv[1:])
+        except BaseException as error:
+            code = _failed(error)
+        if code != 130:
+            # All is done: Ctrl-C while the interpreter clears up would only end in a traceback.
+            atexit.register(interrupt.dead)
+            sys.exit(code)
+    except KeyboardInterrupt as late:  # between the end and `deaf`
+        code = _failed(late)
+    # A thread that was left in compiled code can take the process with it when the interpreter clears up.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _failed(error: BaseException) -> int:
     """Say in one line what ended a verb; its exit code. What is a fault of ours is raised again."""
+    interrupt.deaf()
     if interrupt.asked() or isinstance(error, KeyboardInterrupt):
-        interrupt.deaf()
         if RANK:
             time.sleep(1)
         else:
@@ -59,8 +62,9 @@ def _failed(error: BaseException) -> int:
     if isinstance(error, UserError):
         if RANK and isinstance(error, Elsewhere):
             # Torchrun ends all processes when one ends: the one that knows more must come to say so.
-            with contextlib.suppress(KeyboardInterrupt):
-                time.sleep(10)
+            until = time.monotonic() + 10
+            while time.monotonic() < until and not interrupt.asked():
+                time.sleep(0.02)
         else:
             _complain(str(error))
         return 2

@@ -34,9 +34,20 @@ def asked() -> bool:
 
 
 def deaf() -> None:
-    """What ends now is not to be ended again."""
+    """What ends now is not to be ended again: an interruption raises nothing, but `asked` still says so."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, _note)
+
+
+def dead() -> None:
+    """Nothing hears an interruption any more, while the interpreter clears up: it would forget `deaf`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _note(number: int, frame: Any) -> None:
+    global _asked
+    _asked = True
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -79,6 +90,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
     Yields:
         a function: was Ctrl-C pressed?
+
+    Raises:
+        KeyboardInterrupt: when the body has ended, if it was pressed after the body last asked.
     """
     pressed = []
 
@@ -98,3 +112,5 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+    if pressed:
+        raise KeyboardInterrupt

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from hsae.cli import main, run
 from hsae.config import SECTIONS
 from hsae.errors import UserError
+from hsae.interrupt import interruptible
 from hsae.run import Run
 from hsae.store import Store
 from hsae.verbs import LAB, VERBS
@@ -220,3 +223,80 @@ def test_an_interruption_is_one_line_wherever_it_comes(body: str, number: str):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, **listens)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "hsae: stopped; the same command goes on from what is saved\n"
+
+
+AT_EVERY_INSTANT = """
+import linecache, mmap, os, signal, sys, tempfile, time
+from hsae import cli, interrupt
+from hsae.errors import Elsewhere, UserError
+
+begun, instants, sleep, monotonic = False, mmap.mmap(-1, 8), time.sleep, time.monotonic
+
+def run(words):
+    global begun
+    begun = True
+    {end}
+
+def trace(frame, event, arg):
+    # Python looks for signals between lines, not while an exception finds its way out.
+    line = linecache.getline(cli.__file__, frame.f_lineno)
+    leaves = event in ("exception", "return") or line.startswith("    except")
+    if begun and not leaves and frame.f_code.co_filename in (cli.__file__, interrupt.__file__):
+        at = int.from_bytes(instants[:]) + 1
+        instants[:] = at.to_bytes(8)
+        if at == number:
+            os.kill(os.getpid(), signal.{signal})
+    return trace
+
+number = most = 0
+while number <= most:
+    with tempfile.TemporaryFile() as said:
+        instants[:] = bytes(8)
+        process = os.fork()
+        if process == 0:
+            os.dup2(said.fileno(), 2)
+            cli.run, cli.RANK, sys.argv = run, {rank}, ["hsae"]
+            time.sleep, time.monotonic = lambda seconds: sleep(seconds / 100), lambda: 100 * monotonic()
+            sys.settrace(trace)
+            cli.main()
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        said.seek(0)
+        print((code, said.read().decode()))
+    most = most or min(int.from_bytes(instants[:]), 60)
+    number += 1
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("end", "rank", "code", "said"),
+    [
+        ("return 0", 0, 0, ""),
+        ("raise UserError('none.txt: no such file')", 0, 2, "hsae: none.txt: no such file\n"),
+        ("raise FileNotFoundError(2, 'no such file', 'none.txt')", 0, 2, "hsae: none.txt: no such file\n"),
+        ("raise MemoryError", 0, 2, "hsae: out of memory (MemoryError); take smaller sizes\n"),
+        ("raise Elsewhere", 1, 2, ""),
+        ("raise KeyboardInterrupt", 0, 130, "hsae: stopped; the same command goes on from what is saved\n"),
+    ],
+)
+def test_an_interruption_while_a_verb_ends_is_one_line(end: str, rank: int, code: int, said: str, number: str):
+    """At every line of what a verb's end goes through."""
+    script = AT_EVERY_INSTANT.format(end=end, rank=rank, signal=number)
+    listens = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, **listens)
+    unbroken, *ends = (ast.literal_eval(line) for line in done.stdout.splitlines())
+    assert unbroken == (code, said)
+    assert len(ends) > 5, done.stderr
+    stopped = (130, "" if rank else "hsae: stopped; the same command goes on from what is saved\n")
+    assert set(ends) == {stopped, unbroken}
+
+
+def test_an_interruption_that_no_step_asked_for_any_more_is_not_lost():
+    def last_step() -> None:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        last_step()
+    assert signal.getsignal(signal.SIGTERM) is before
