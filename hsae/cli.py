@@ -38,7 +38,9 @@ def main() -> NoReturn:
         except BaseException as error:
             code = _failed(error)
         if code != 130:
-            # All is done: Ctrl-C while the interpreter clears up would only end in a traceback.
+            # All is done: Ctrl-C while the interpreter clears up would only end in a traceback. Twice, as it may come
+            # in the first call itself.
+            atexit.register(interrupt.dead)
             atexit.register(interrupt.dead)
             sys.exit(code)
     except KeyboardInterrupt as late:  # between the end and `deaf`

@@ -8,7 +8,7 @@ batch; ranks of one row see the same tokens and share out the dictionary. So wha
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,7 +28,15 @@ SMALL = 1 << 16
 
 
 class OutOfMemory(Exception):
-    """Another rank ran out of memory, and all are to begin the step again."""
+    """Another rank ran out of memory, and all are to begin the step again.
+
+    Args:
+        heard: whether all ranks know of it.
+    """
+
+    def __init__(self, heard: bool) -> None:
+        super().__init__()
+        self.heard = heard
 
 
 class Ranks:
@@ -70,16 +78,6 @@ class Ranks:
         """The same ranks, for the messages of another thread. All must call it, in one order with other messages."""
         return self
 
-    def agree(self) -> None:
-        """Wait until every rank has come so far.
-
-        Raises:
-            OutOfMemory: one of them called `give_up` instead.
-        """
-
-    def give_up(self) -> None:
-        """Say that this rank has run out of memory: whatever the others wait for raises `OutOfMemory` there."""
-
     @contextmanager
     def first(self) -> Iterator[None]:
         """Rank 0 does it, then the others do. Where rank 0 fails, they do not begin.
@@ -108,16 +106,17 @@ class Group(Ranks):
 
     Args:
         group: the process group.
-        agreeing: `sum`, `largest` and `gather` agree first, when all memory that they need is there.
+        agree: what every rank calls before `sum`, `largest`, `gather` and `any` send, when all memory that they need
+            is there.
 
     Raises:
         Elsewhere: (in every method) one of them has ended.
     """
 
-    def __init__(self, group: Any, agreeing: bool = False) -> None:
+    def __init__(self, group: Any, agree: Callable[[], None] = lambda: None) -> None:
         import torch.distributed as dist
 
-        self._group, self._dist, self._agreeing = group, dist, agreeing
+        self._group, self._dist, self._agree = group, dist, agree
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def sum(self, values: Sequence[Tensor]) -> list[Tensor]:
@@ -127,7 +126,7 @@ class Group(Ranks):
         for key, value in unlike.items():
             shared.setdefault((value.dtype, value.device) if value.numel() < SMALL else key, []).append(key)
         messages = [torch.cat([unlike[key].reshape(-1) for key in keys]) for keys in shared.values()]
-        self.agree()
+        self._agree()
         found: dict[int, Tensor] = {}
         for keys, message in zip(shared.values(), messages, strict=True):
             self._reduce(message, self._dist.ReduceOp.SUM)
@@ -137,20 +136,20 @@ class Group(Ranks):
 
     def largest(self, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         value = value.detach().clone(memory_format=torch.contiguous_format)
-        self.agree()
+        self._agree()
         self._reduce(value, self._dist.ReduceOp.MAX)
         return value
 
     def gather(self, value: Shaped[Tensor, "..."]) -> list[Tensor]:
         lengths = torch.zeros(self.size, dtype=torch.int64)
         lengths[self.rank] = len(value)
-        self.agree()
+        self._agree()
         self._reduce(lengths, self._dist.ReduceOp.SUM)
         # Gloo wants pieces of one size.
         padded = value.new_zeros(int(lengths.max()), *value.shape[1:])
         padded[: len(value)] = value.detach()
         parts = [torch.empty_like(padded) for _ in lengths]
-        self.agree()
+        self._agree()
         with _reached():
             self._dist.all_gather(parts, padded, self._group)
         return [part[:length] for part, length in zip(parts, lengths.tolist(), strict=True)]
@@ -169,19 +168,12 @@ class Group(Ranks):
     def any(self, flag: bool) -> bool:
         # On the processor, so that no rank waits for its GPU.
         said = torch.tensor(float(flag))
+        self._agree()
         self._reduce(said, self._dist.ReduceOp.MAX)
         return bool(said)
 
     def apart(self) -> Ranks:
         return Group(self._dist.new_group(backend="gloo"))
-
-    def agree(self) -> None:
-        if self._agreeing and self.any(False):
-            raise OutOfMemory
-
-    def give_up(self) -> None:
-        if self._agreeing:
-            self.any(True)
 
     def _reduce(self, value: Tensor, op: Any) -> None:
         with _reached():
@@ -198,12 +190,56 @@ def _reached() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """That all ranks have had the memory for their part so far, asked before every message within a step.
+
+    A rank that runs out says so in place of its next message. Those that share a dictionary all come to the same
+    messages, so they ask each other; they may be in different micro-batches than others, whom they ask where tokens are
+    summed over.
+
+    Attributes:
+        latent: the ranks that share a dictionary.
+        everyone: all ranks, where there are more.
+    """
+
+    latent: Ranks = ALONE
+    everyone: Ranks = ALONE
+
+    def here(self) -> None:
+        """Wait until every rank of the dictionary has come so far.
+
+        Raises:
+            OutOfMemory: one of them called `give_up` instead.
+        """
+        if self.latent.any(False):
+            raise OutOfMemory(heard=False)
+
+    def all(self) -> None:
+        """Wait until every rank has come so far.
+
+        Raises:
+            OutOfMemory: one of them called `give_up` instead.
+        """
+        self.here()
+        if self.everyone.any(False):
+            raise OutOfMemory(heard=True)
+
+    def give_up(self, error: BaseException) -> None:
+        """Pass it on that memory ran out, here or at another rank: what the others wait for raises `OutOfMemory`."""
+        if not isinstance(error, OutOfMemory):
+            self.latent.any(True)
+        if not (isinstance(error, OutOfMemory) and error.heard):
+            self.everyone.any(True)
+
+
+@dataclass(frozen=True)
 class Grid:
     """A training's ranks: those that share a batch, those that share a dictionary, and all of them."""
 
     data: Ranks = ALONE
     latent: Ranks = ALONE
     everyone: Ranks = ALONE
+    agreement: Agreement = Agreement()
 
     def total(self, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The sum over all ranks, of what each has of its tokens and its latents."""
@@ -223,8 +259,8 @@ def launched() -> tuple[int, int]:
 def grid(latent_ranks: int = 1) -> Iterator[Grid]:
     """Join the other ranks that torchrun started, and leave them at the end.
 
-    NCCL connects CUDA devices, Gloo processors. Where each rank holds all latents, ranks of `data` agree before every
-    message, so that one that runs out of memory can have all begin a step again.
+    NCCL connects CUDA devices, Gloo processors. Ranks of `data` and `latent` agree before every message, so that one
+    that runs out of memory can have all begin a step again.
 
     Args:
         latent_ranks: how many ranks share out a dictionary.
@@ -240,15 +276,29 @@ def grid(latent_ranks: int = 1) -> Iterator[Grid]:
         yield Grid()
         return
     import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
 
     both = torch.cuda.is_available() and dist.is_nccl_available()
     join(rank, size, "cpu:gloo,cuda:nccl" if both else "gloo", PATIENCE)
     try:
-        # The mesh only names the ranks: a device is chosen later, and each backend serves its own.
-        mesh = init_device_mesh("cpu", (size // latent_ranks, latent_ranks), mesh_dim_names=("data", "latent"))
-        data = Group(mesh.get_group("data"), agreeing=latent_ranks == 1) if mesh.size(0) > 1 else ALONE
-        latent = Group(mesh.get_group("latent")) if latent_ranks > 1 else ALONE
-        yield Grid(data, latent, Group(dist.group.WORLD))
+        yield shaped(latent_ranks)
     finally:
         dist.destroy_process_group()
+
+
+def shaped(latent_ranks: int) -> Grid:
+    """The grid of ranks that have joined, `latent_ranks` of them to a dictionary."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    # The mesh only names the ranks: a device is chosen later, and each backend serves its own.
+    shape = (dist.get_world_size() // latent_ranks, latent_ranks)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "latent"))
+    data, latent = (mesh.get_group(name) if mesh.size(i) > 1 else None for i, name in enumerate(("data", "latent")))
+    every = dist.group.WORLD
+    agreement = Agreement(Group(latent) if latent else ALONE, Group(every) if data else ALONE)
+    return Grid(
+        Group(data, agreement.all) if data else ALONE,
+        Group(latent, agreement.here) if latent else ALONE,
+        Group(every),
+        agreement,
+    )

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from hsae.alignment import Alignment
 from hsae.diagnostics import Diagnosis, Diagnostics
-from hsae.dist import ONE, Grid, OutOfMemory
+from hsae.dist import ONE, Grid
 from hsae.divergence import trouble
-from hsae.errors import UserError
+from hsae.errors import Elsewhere, UserError
 from hsae.graph import StepGraph, graphable
 from hsae.learner import Learner, Moment, accumulate, combine
 from hsae.memory import ran_out
@@ -134,12 +134,11 @@ class Loop:
             before = vars(learner) | own
             try:
                 found, fired = self._step(i, x, centre, logged)
-                self.grid.data.agree()
+                self.grid.agreement.all()
             except Exception as error:
                 if not ran_out(error):
                     raise
-                if not isinstance(error, OutOfMemory):
-                    self.grid.data.give_up()
+                self.grid.agreement.give_up(error)
             else:
                 if fired is not None:
                     self._last_fired[i].masked_fill_(fired > 0, self.step * self.settings.batch_tokens)
@@ -151,11 +150,9 @@ class Loop:
     def _shrink(self, learner: Learner, tokens: int) -> None:
         """Halve the micro-batch."""
         now = min(learner.tokens(self.micro_batch), -(-tokens // self.grid.data.size))
-        if now == 1 or self.grid.latent.size > 1:
-            raise UserError(
-                f"out of memory at step {self.step}, {now} token{'s' if now > 1 else ''} at a time: "
-                f"{'lower --micro-batch, ' if now > 1 else ''}train fewer --latents, --setups or --seeds at once"
-            )
+        if now == 1:
+            line = "1 token at a time: train fewer --latents, --setups or --seeds at once"
+            raise Elsewhere if self.grid.everyone.rank else UserError(f"out of memory at step {self.step}, {line}")
         self.micro_batch = now // 2
         self._graphs.clear()
         if self.device.type == "cuda":

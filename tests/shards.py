@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 
 from hsae import training
 from hsae.across import Peers, kth_highest
-from hsae.dist import ALONE, Grid, Group, Ranks, grid
+from hsae.dist import ALONE, Grid, Ranks, grid, shaped
 from hsae.kernels.native import load
 from hsae.kernels.softhebb import Competition, competition
 from hsae.kernels.sparse import encode
@@ -143,11 +141,7 @@ def held_bytes(loop: Loop) -> int:
 def main(folder: Path) -> None:
     tables = json.loads((folder / "tables.json").read_text())
     with grid() as world:
-        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "latent"))
-        shapes = {
-            "four": Grid(latent=Group(dist.group.WORLD), everyone=world.everyone),
-            "square": Grid(Group(mesh.get_group("data")), Group(mesh.get_group("latent")), world.everyone),
-        }
+        shapes = {"four": shaped(4), "square": shaped(2)}
         for shape in shapes.values():
             check_reductions(shape.latent)
             check_first_weights(shape.latent)

@@ -124,7 +124,7 @@ def test_every_rule_variant_and_revival_comes_to_the_same_weights(planted: Plant
     assert len(off) > 120
     worse = {name: value for name, value in off.items() if value > 1e-6}
     # A drive that crosses a cut, or another winner, by rounding: in one process, by another micro-batch, too.
-    assert len(worse) <= 5, worse
+    assert len(worse) <= 2, worse
     assert not [name for name in worse if name.startswith(("backprop", "softhebb"))]
 
 
@@ -227,7 +227,7 @@ def test_processes_exchange_what_they_say_and_a_rank_without_memory_loses_nothin
     out, error = ended(processes)
     assert processes.returncode == 0, out + error
     for place in PLACES:
-        assert max(apart(one, Run.open(f"short-{place}")).values()) < 1e-6, place
+        assert max(apart(one, Run.open(f"short-1-{place}")).values()) < 1e-6, place
 
 
 def test_shares_are_all_of_it_in_order_and_differ_by_one_at_most():
@@ -250,8 +250,7 @@ from hsae.trainconfig import TrainConfig
 from hsae.training import train
 # With Adam's own eps a gradient next to 0 would show the order of its sum.
 calm = {"rule": "backprop", "eps": 1e-3}
-# So would a drive on BatchTopK's cut.
-soft = SHORT["setup"]["cut"] | {"decoder": calm, "sae": {"kind": "relu"}}
+soft = SHORT["setup"]["cut"] | {"decoder": calm}
 large = SHORT | {"latents": 2048, "batch_tokens": 1536, "steps": 3, "setups": ["bp", "soft"]}
 large["setup"] = {"bp": {"encoder": calm, "decoder": calm}, "soft": soft}
 train(TrainConfig.from_table(large | {"name": "plenty", "micro_batch": 96}, "test"))

@@ -14,7 +14,7 @@ import pytest
 from cut import Cut, CutAt
 from safetensors.torch import load_file
 from test_dist import EVERY, MANY, apart, numbers, process_of, setups, until, written
-from together import ended, torchrun
+from together import SHARING, SHORT, ended, torchrun
 
 from hsae.errors import UserError
 from hsae.run import Run
@@ -68,9 +68,9 @@ def test_every_rule_variant_and_revival_comes_to_the_same_on_any_grid(planted: P
         other, sharers = Run.open(name), SHARERS[name.split("-")[1]]
         assert [row.diverged for row in other.result.rows] == [row.diverged for row in one.result.rows]
         off = apart(one, other)
-        # Where a drive lies on an edge (0, the cut of a batch), its last bit decides, and no order of adding is right.
+        # Where a drive lies on an edge, its last bit decides, and no order of adding is right.
         chaotic = {setup for setup, value in off.items() if value > 1e-6}
-        assert len(chaotic) <= 3, off
+        assert len(chaotic) <= 1, off
         assert max(off.values()) < 0.05
         same_numbers(one, other, chaotic)
         whole = same_checkpoints(one, other, chaotic)
@@ -146,3 +146,21 @@ def test_a_dictionary_that_cannot_be_shared_out_is_one_line(planted: Planted):
         trained(EVERY, "x", latent_ranks=2)
     with pytest.raises(UserError, match="latent_ranks must be 1 or above, not 0"):
         trained(EVERY, "x", latent_ranks=0)
+
+
+@pytest.mark.fault(
+    "Ranks",
+    "One or two processes that share a dictionary are out of memory",
+    "an allocation fails in the middle of a step",
+    "torchrun … hsae train --latent-ranks",
+)
+def test_ranks_of_a_dictionary_begin_a_step_again_when_one_is_out_of_memory(planted: Planted):
+    planted(features=120)
+    processes = torchrun(4, program=(*ONLY, str(Path(__file__).parent / "together.py")))
+    one = trained(SHORT, "one")
+    out, error = ended(processes)
+    assert processes.returncode == 0, out + error
+    for sharing in (2, 4):
+        for place in SHARING:
+            off = apart(one, Run.open(f"short-{sharing}-{place}"))
+            assert max(off.values()) < 1e-6, (sharing, place, off)

@@ -230,7 +230,8 @@ def test_the_cut_is_that_of_a_dense_sort(seed: int, tokens: int, k: float, last:
     assert torch.equal(code.flatten().sort(descending=True).values[:wanted], torch.relu(ordered[:wanted]))
     assert torch.equal(code[code > 0], u[code > 0])
     if int((u > 0).sum()) > wanted:
-        assert settled["cut"] == ordered[wanted - 1]
+        # Neither is on the cut, where another kernel's last bit would decide.
+        assert ordered[wanted] < settled["cut"] < ordered[wanted - 1]
 
 
 def test_with_fewer_positive_drives_than_wanted_all_of_them_are_active():
@@ -246,7 +247,7 @@ def test_the_threshold_is_the_running_average_of_the_cuts():
     for cut in (4.0, 8.0, 2.0):
         u = torch.tensor([[cut, cut / 2, -1.0]])
         parameters = variant.settle(blocks(u, 1), 1, parameters)
-        assert parameters["cut"] == cut
+        assert parameters["cut"] == 0.75 * cut
     assert parameters["threshold"].item() == pytest.approx(0.75 * (0.75 * 4 + 0.25 * 8) + 0.25 * 2)
     assert variant.inference(dict(parameters)).keys() == {"threshold"}
 

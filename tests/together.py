@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from hsae import training
-from hsae.dist import Grid, OutOfMemory, Ranks, grid
+from hsae.across import Peers
+from hsae.dist import Grid, OutOfMemory, Ranks, grid, shaped
 from hsae.errors import Elsewhere, UserError
 from hsae.learner import Learner
 from hsae.trainconfig import TrainConfig
@@ -37,8 +38,10 @@ SHORT: dict[str, Any] = {
     },
 }
 """a training in which memory runs out at every place where it can"""
-PLACES = ("begin", "statistics", "update", "revive")
+PLACES = {"begin": Learner, "statistics": Learner, "update": Learner, "revive": Learner}
 """methods of a learner in which it does"""
+SHARING = {"addmm": Peers, "join": Peers} | PLACES
+"""the same, where a dictionary is shared out: also in the middle of a micro-batch"""
 
 
 def torchrun(processes: int, *words: str, program: tuple[str, ...] = ("-m", "hsae")) -> subprocess.Popen[str]:
@@ -83,14 +86,6 @@ def _messages(ranks: Ranks) -> None:
     assert ranks.largest(torch.tensor([rank, -rank])).tolist() == [2, 0]
     assert ranks.any(rank == 1)
     assert not ranks.any(False)
-    # One is out of memory where the others have a message to send: all of them hear it, and the next one arrives.
-    for send in (lambda: ranks.sum([large]), lambda: ranks.gather(third), ranks.agree):
-        if rank == 2:
-            ranks.give_up()
-        else:
-            with pytest.raises(OutOfMemory):
-                send()
-        assert float(ranks.sum([torch.tensor(1.0)])[0]) == 3
     done = []
     with ranks.first():
         done.append(rank)
@@ -100,27 +95,55 @@ def _messages(ranks: Ranks) -> None:
         raise UserError("wrong")
 
 
-def _short_of_memory(ranks: Grid) -> None:
-    """Trainings in which one rank runs out of memory, the first time that a learner comes to a place."""
-    training.grid = lambda latent_ranks: nullcontext(ranks)
-    for place in PLACES:
-        whole, failed = getattr(Learner, place), dict[str, int]()
+def _give_up(ranks: Grid) -> None:
+    """One is out of memory where the others have a message to send: all of them hear it, and the next one arrives."""
+    large, group = torch.ones(300, 300), ranks.data if ranks.data.size > 1 else ranks.latent
+    for send in (
+        lambda: group.sum([large]),
+        lambda: group.gather(large),
+        lambda: group.largest(large),
+        lambda: group.any(False),
+        ranks.agreement.all,
+    ):
+        try:
+            if ranks.everyone.rank == 2:
+                raise torch.OutOfMemoryError
+            with pytest.raises(OutOfMemory) as raised:
+                send()
+            raise raised.value
+        except Exception as error:
+            ranks.agreement.give_up(error)
+        assert float(ranks.total(torch.tensor(1.0))) == ranks.everyone.size
 
-        def failing(self: Learner, *args: Any, whole: Any = whole, failed: dict[str, int] = failed, **more: Any) -> Any:
+
+def _short_of_memory(ranks: Grid) -> None:
+    """Trainings in which ranks run out of memory, the first time that a learner comes to a place."""
+    training.grid = lambda latent_ranks: nullcontext(ranks)
+    sharing = ranks.latent.size
+    table = SHORT | {"latent_ranks": sharing}
+    for place, home in (SHARING if sharing > 1 else PLACES).items():
+        whole, failed = getattr(home, place), dict[str, int]()
+
+        def failing(self: Any, *args: Any, whole: Any = whole, failed: dict[str, int] = failed, **more: Any) -> Any:
             found = whole(self, *args, **more)
-            failed[self.name] = failed.get(self.name, 0) + 1
-            # After the work, so that what it changed must be taken back; another rank for each learner.
-            if failed[self.name] == 1 and ranks.data.rank == len(failed):
+            name = self.name if isinstance(self, Learner) else "either"
+            failed[name] = failed.get(name, 0) + 1
+            # After the work, so that what it changed must be taken back; one rank, then two at once.
+            if failed[name] == 1 and 1 <= ranks.everyone.rank <= len(failed):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return found
 
-        setattr(Learner, place, failing)
-        training.train(TrainConfig.from_table(SHORT | {"name": f"short-{place}"}, "test"))
-        setattr(Learner, place, whole)
+        setattr(home, place, failing)
+        training.train(TrainConfig.from_table(table | {"name": f"short-{sharing}-{place}"}, "test"))
+        setattr(home, place, whole)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with grid() as processes:
-        _messages(processes.data)
-        _short_of_memory(processes)
+        if processes.everyone.size == 3:
+            _messages(processes.data)
+        for latent_ranks in (1,) if processes.everyone.size == 3 else (2, 4):
+            shape = shaped(latent_ranks)
+            _give_up(shape)
+            _short_of_memory(shape)

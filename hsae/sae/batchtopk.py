@@ -1,7 +1,8 @@
 """BatchTopK (Bussmann et al., arXiv 2412.06410): the k·tokens highest positive drives of a whole batch; no penalty.
 
 So tokens may use more or fewer latents, k on average. The cut is found exactly and over the whole batch, whatever its
-micro-batches. The trained SAE cuts at the running average of training's cuts, and so needs no batch.
+micro-batches: halfway from the lowest drive kept to the next. The trained SAE cuts at the running average of the lowest
+kept in training's batches, and so needs no batch.
 """
 
 from __future__ import annotations
@@ -53,9 +54,15 @@ class BatchTopK(Variant):
             there = int(grid.total(torch.tensor(len(candidates))))
             if there > wanted:
                 break
-        cut = kth_highest(candidates, wanted, grid) if there > wanted else torch.zeros_like(last)
+        least = cut = torch.zeros_like(last)
+        if there > wanted:
+            least = kth_highest(candidates, wanted, grid)
+            # The drives are computed again for the code, by another kernel or in micro-batches of another shape: cut at
+            # the lowest itself, and by its last bit it would fall out.
+            lower = torch.cat([candidates[candidates < least], floor[None]]).amax()
+            cut = (least + grid.latent.largest(grid.data.largest(lower))) / 2
         first = parameters["threshold"] == 0
-        threshold = torch.where(first, cut, self.memory * parameters["threshold"] + (1 - self.memory) * cut)
+        threshold = torch.where(first, least, self.memory * parameters["threshold"] + (1 - self.memory) * least)
         return {"threshold": threshold, "cut": cut}
 
     def inference(self, parameters: Parameters) -> dict[str, Tensor]:
