@@ -24,6 +24,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from hsae.errors import UserError
+from hsae.run import Run
+
 IDLE = 7.0
 """seconds after which the server has closed connections that nobody uses"""
 
@@ -39,6 +42,10 @@ def main() -> None:
     parser.add_argument("--pauses", type=float, nargs="*", default=[0.0, 2.0], help="mean seconds between requests")
     parser.add_argument("--out", type=Path, help="folder for serve.json and serve.md")
     asked = parser.parse_args()
+    try:
+        Run.open(asked.run).sae(asked.setup, int(asked.seed))
+    except UserError as error:
+        parser.error(str(error))
     sae = f"{asked.run}:{asked.setup}:{asked.seed}"
     begun, load = time.perf_counter(), os.getloadavg()[0]
     command = [sys.executable, "-m", "hsae", "serve", "--port", "0"]

@@ -396,6 +396,21 @@ def test_an_export_that_fails_leaves_nothing(cache: Path, tmp_path: Path, monkey
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cfg.json", "sae_weights.safetensors"]
 
 
+def test_an_interruption_after_an_export_has_its_name_says_so(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    make_run()
+
+    def stop(path: Path) -> None:
+        if path == tmp_path:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("hsae.export._files.flush", stop)
+    with pytest.raises(KeyboardInterrupt, match="out was written"):
+        export(ExportConfig("made", "saelens", out=str(tmp_path / "out")))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+
+
 def test_the_verb(cache: Path, capsys: Any):
     make_run(scale=0.4)
     assert cli.run(["export", "made", "--to", "sparsify", "--setup", "topk"]) == 0

@@ -55,6 +55,6 @@ def whole_folder(target: Path) -> Iterator[Path]:
             os.replace(aside, target)
             flush(target.parent)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {target} was not written") from None
+        raise Interrupted(f"stopped; {target} was {'not ' if aside.exists() else ''}written") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -59,7 +59,7 @@ class BatchTopK(Variant):
             least = kth_highest(candidates, wanted, grid)
             # The drives are computed again for the code, by another kernel or in micro-batches of another shape: cut at
             # the lowest itself, and by its last bit it would fall out.
-            lower = torch.cat([candidates[candidates < least], floor[None]]).amax()
+            lower = torch.where(candidates < least, candidates, floor).amax() if len(candidates) else floor
             cut = (least + grid.latent.largest(grid.data.largest(lower))) / 2
         first = parameters["threshold"] == 0
         threshold = torch.where(first, least, self.memory * parameters["threshold"] + (1 - self.memory) * least)
