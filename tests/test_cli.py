@@ -267,6 +267,7 @@ while number <= most:
 """
 
 
+@pytest.mark.fault("Kills", "Ctrl-C, or a batch system", "SIGINT or SIGTERM at every line of a verb's end", "any")
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(
     ("end", "rank", "code", "said"),
@@ -279,8 +280,9 @@ while number <= most:
         ("raise KeyboardInterrupt", 0, 130, "hsae: stopped; the same command goes on from what is saved\n"),
     ],
 )
-def test_an_interruption_while_a_verb_ends_is_one_line(end: str, rank: int, code: int, said: str, number: str):
-    """At every line of what a verb's end goes through."""
+def test_an_interruption_while_a_verb_ends_is_one_line(
+    end: str, rank: int, code: int, said: str, number: str, record_property: Callable[[str, object], None]
+):
     script = AT_EVERY_INSTANT.format(end=end, rank=rank, signal=number)
     listens = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, **listens)
@@ -289,6 +291,7 @@ def test_an_interruption_while_a_verb_ends_is_one_line(end: str, rank: int, code
     assert len(ends) > 5, done.stderr
     stopped = (130, "" if rank else "hsae: stopped; the same command goes on from what is saved\n")
     assert set(ends) == {stopped, unbroken}
+    record_property("trials", len(ends))
 
 
 def test_an_interruption_that_no_step_asked_for_any_more_is_not_lost():
