@@ -38,7 +38,7 @@ check: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Every fault, injected into real processes, in 16 minutes on 2 cores; writes docs/reliability.md. FAULTS="--short" for few trials.
+# Every fault, injected into real processes, in 19 minutes on 2 cores; writes docs/reliability.md. FAULTS="--short" for few trials.
 faults: install
 	$(BIN)/python tools/reliability.py $(FAULTS)
 

@@ -65,7 +65,7 @@ def step(setup: dict[str, Any], latents: int, ranks: Ranks, steps: int) -> Learn
         dead = None if learner.setup.revive is None else torch.arange(len(learner.weights["encoder"].W)) % 4 == 0
         moment, statistics = Moment(number, steps, dead), {}
         learner.begin(x, moment, grid=Grid(latent=ranks, everyone=ranks))
-        for forward in learner.forwards(x, reconstructed=False):
+        for forward in learner.forwards(x):
             accumulate(statistics, learner.statistics(forward))
         learner.update(statistics, moment)
     return learner

@@ -17,6 +17,9 @@ from hsae.rules._post import over_tokens
 from hsae.sae import Variant
 from hsae.sae.relu import ReLU
 
+# Latents whose drives, of a micro-batch's tokens, stay in the processor's cache.
+TILE = 512
+
 
 @dataclass(frozen=True)
 class Auxiliary:
@@ -84,11 +87,15 @@ class Forward:
     @cached_property
     def usage(self) -> Usage:
         """How often and how strongly the latents fired."""
-        # SoftHebb's kernel counts the drives above 0 by the way, and ReLU's code is made of them.
-        if self._competitions and "code" not in self.__dict__ and isinstance(self.variant, ReLU):
+        if self._counted:
             won = next(iter(self._competitions.values()))
             return Usage(won.fired, won.total, lambda: Usage.of(self.code).squares())
         return Usage.of(self.code)
+
+    @property
+    def _counted(self) -> bool:
+        """SoftHebb's kernel counts the drives above 0 by the way, and ReLU's code, not made yet, has nothing else."""
+        return bool(self._competitions) and "code" not in self.__dict__ and isinstance(self.variant, ReLU)
 
     def competition(self, temperature: float, signed: bool) -> Competition:
         """SoftHebb's sums over these tokens, by the encoder's drive."""
@@ -110,12 +117,22 @@ class Forward:
     @cached_property
     def _errors(self) -> list[Float[Tensor, "token width"]]:
         """Reconstruction minus input, of each prefix of the dictionary."""
+        if self._counted and self.tied and "u" not in self.__dict__ and not self.peers.several:
+            return [self._error_by_tiles()]
         wanted, errors = self.x if self.b_dec is None else self.x - self.b_dec, []
         for part in self._parts:
             done = self.peers.addmm(wanted, self.code[:, part], self.decoder.W[part], beta=1 if errors else -1)
             errors.append(done)
             wanted = done
         return errors
+
+    def _error_by_tiles(self) -> Float[Tensor, "token width"]:
+        """Reconstruction minus input by a tied ReLU's code, made in tiles that stay in the processor's cache."""
+        error, b = -self.x, self.encoder.b
+        assert b is not None
+        for rows, bias in zip(self.encoder.W.split(TILE), b.split(TILE), strict=True):
+            error.addmm_(torch.addmm(bias, self.x, rows.T).relu_(), rows)
+        return error
 
     @property
     def error(self) -> Float[Tensor, "token width"]:
@@ -136,14 +153,16 @@ class Forward:
 
     def _penalty(self) -> Float[Tensor, ""]:
         """The variant's penalty on the latents that are here."""
+        if self._counted and isinstance(self.variant, ReLU):
+            return self.variant.l1 * self.usage.total / self.width
         return self.variant.penalty(self.u, self.code, self.width)
 
     @cached_property
     def _proxy(self) -> _Side | None:
         """The error of the variant's second code."""
-        code = self.variant.proxy(self.u)
-        if code is None:
+        if not self.variant.proxied:
             return None
+        code = self.variant.proxy(self.u)
         wanted = self.x if self.b_dec is None else self.x - self.b_dec
         return _Side(code, self.peers.addmm(wanted, code, self.decoder.W, beta=-1), 1.0)
 

@@ -115,19 +115,16 @@ class Learner:
         """A micro-batch through the SAE as it stands in training, computed by a kind of `Forward`."""
         return kind(x - self.centre, self.weights, self._variant, self._auxiliary)
 
-    def forwards(
-        self, x: Float[Tensor, "token width"], micro_batch: int = 0, reconstructed: bool = True
-    ) -> Iterator[Forward]:
+    def forwards(self, x: Float[Tensor, "token width"], micro_batch: int = 0) -> Iterator[Forward]:
         """A batch through the SAE, a micro-batch at a time: by sparse codes where that is faster.
 
         Args:
             x: activations, not centred.
             micro_batch: tokens computed at once; 0: as many as are fast.
-            reconstructed: codes and reconstructions will be asked for, and not only what the rules need.
         """
         done, dense = 0, self.tokens(micro_batch)
         plain = self.setup.tied and isinstance(self._variant, ReLU)
-        if not reconstructed and plain and self.setup.encoder.competes and competes(x.device, self.peers):
+        if plain and self.setup.encoder.competes and competes(x.device, self.peers):
             # No [token, latent] matrix will be made.
             dense = micro_batch or SPARSE_TOKENS
         while done < len(x):

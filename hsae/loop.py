@@ -181,7 +181,7 @@ class Loop:
         watched = self.device.type == "cpu" and not all(rule.blind for rule in learner.rules.values())
         statistics, mine = dict[str, Any](), x[ranks.share(len(x))]
         learner.begin(mine, moment, self.micro_batch, self.grid)
-        for forward in learner.forwards(mine, self.micro_batch, logged or revive is not None):
+        for forward in learner.forwards(mine, self.micro_batch):
             accumulate(statistics, learner.statistics(forward))
             usage = forward.usage  # first: SoftHebb's kernel has counted it, while the code is not there yet
             if logged:

@@ -25,6 +25,7 @@ from hsae.learner import Learner, Moment, accumulate
 from hsae.rules.backprop import Backprop
 from hsae.rules.delta import Delta
 from hsae.rules.residual import Residual
+from hsae.rules.softhebb import SoftHebb
 from hsae.sae import Selection
 from hsae.sae.batchtopk import BatchTopK
 from hsae.sae.relu import ReLU
@@ -223,6 +224,23 @@ def test_local_rules_learn_the_same_from_sparse_codes(feedback: str, runner_up: 
     for side, sums in other.items():
         for key, value in sums.items():
             torch.testing.assert_close(one[side][key], value, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("latents", [40, 512, 1100])
+def test_a_step_of_softhebb_that_is_logged_makes_no_matrix_of_tokens_and_latents(latents: int):
+    learner = Learner("t", Setup(encoder=SoftHebb(), tied=True, sae=ReLU(l1=0.1)), 3, latents, torch.zeros(12))
+    encoder = learner.weights["encoder"]
+    assert encoder.b is not None
+    encoder.b.uniform_(-0.01, 0.02, generator=torch.Generator().manual_seed(9))
+    x = torch.randn(300, 12, generator=torch.Generator().manual_seed(4))
+    (counted,), dense = learner.forwards(x), learner.forward(x)
+    learner.statistics(counted)
+    found = counted.usage.fired, counted.usage.total, counted.error, counted.beside
+    assert not {"u", "code"} & counted.__dict__.keys()
+    wanted = (dense.code > 0).float().sum(0), dense.code.sum(), dense.code @ encoder.W - x, 0.1 * dense.code.sum() / 12
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @needs_compiler

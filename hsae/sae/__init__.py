@@ -58,6 +58,8 @@ class Variant(Registered, ABC):
     """a latent may stay silent though its drive is above 0"""
     whole_batch: ClassVar[bool] = False
     """the code depends on the whole batch, through what `settle` finds before training's pass over it"""
+    proxied: ClassVar[bool] = False
+    """a second code joins the loss (see `proxy`)"""
 
     def parameters(self, latents: int) -> dict[str, Tensor]:
         """The parameters that training starts from."""
@@ -123,9 +125,9 @@ class Variant(Registered, ABC):
         """
         return torch.ops.aten.threshold_backward(gradient, code, 0), {}
 
-    def proxy(self, u: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"] | None:
-        """A second code whose reconstruction error, by the decoder held fixed, joins the loss; None for most."""
-        return None
+    def proxy(self, u: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
+        """A second code whose reconstruction error, by the decoder held fixed, joins the loss, where `proxied`."""
+        raise NotImplementedError
 
     def prefixes(self, latents: int) -> tuple[int, ...]:
         """The loss is the mean over these of the error when only so many first latents reconstruct. All, for most."""

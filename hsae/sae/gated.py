@@ -28,6 +28,7 @@ class Gated(Variant):
     trained: ClassVar[bool] = True
     penalised: ClassVar[bool] = True
     masks: ClassVar[bool] = False
+    proxied: ClassVar[bool] = True
 
     l1: float = 1e-2
     """weight of the L1 penalty on the gate, on Σ ReLU(u) / width"""
