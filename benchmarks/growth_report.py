@@ -26,8 +26,9 @@ What should come out, and why:
 - A restart reads the checkpoint and one pool, wherever in the store it goes on: constant.
 - Over latents, the encoder's product is all that grows, so the rate falls as 1 / latents and memory rises in
   proportion, once both are above what a process takes anyway (some 200 MiB) and a step costs apart from it. SoftHebb's
-  kernel makes no matrix [token, latent], but a step that is logged (the first, the last, every tenth) needs one for the
-  reconstruction, and takes several times as long: in a run as short as here that is much of the time.
+  kernel makes no matrix [token, latent]; a step that is logged (every tenth) reconstructs in tiles, and takes about
+  twice as long. But the first step, the last and every hundredth is diagnosed too, from a dozen such matrices of 4,096
+  tokens: in a run as short as here that is a good part of the time.
 """
 FIGURE = "![Rates, memory, disk and restarts](growth.svg)"
 
