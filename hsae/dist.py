@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -189,7 +189,7 @@ def _reached() -> Iterator[None]:
         raise Elsewhere("another of the processes has ended; give the same command again to go on") from None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Agreement:
     """That all ranks have had the memory for their part so far, asked before every message within a step.
 
@@ -200,10 +200,12 @@ class Agreement:
     Attributes:
         latent: the ranks that share a dictionary.
         everyone: all ranks, where there are more.
+        asked: whether it is asked now; otherwise a rank that runs out of memory can only end.
     """
 
     latent: Ranks = ALONE
     everyone: Ranks = ALONE
+    asked: bool = True
 
     def here(self) -> None:
         """Wait until every rank of the dictionary has come so far.
@@ -211,7 +213,7 @@ class Agreement:
         Raises:
             OutOfMemory: one of them called `give_up` instead.
         """
-        if self.latent.any(False):
+        if self.asked and self.latent.any(False):
             raise OutOfMemory(heard=False)
 
     def all(self) -> None:
@@ -221,7 +223,7 @@ class Agreement:
             OutOfMemory: one of them called `give_up` instead.
         """
         self.here()
-        if self.everyone.any(False):
+        if self.asked and self.everyone.any(False):
             raise OutOfMemory(heard=True)
 
     def give_up(self, error: BaseException) -> None:
@@ -239,7 +241,7 @@ class Grid:
     data: Ranks = ALONE
     latent: Ranks = ALONE
     everyone: Ranks = ALONE
-    agreement: Agreement = Agreement()
+    agreement: Agreement = field(default_factory=Agreement)
 
     def total(self, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The sum over all ranks, of what each has of its tokens and its latents."""
@@ -259,8 +261,8 @@ def launched() -> tuple[int, int]:
 def grid(latent_ranks: int = 1) -> Iterator[Grid]:
     """Join the other ranks that torchrun started, and leave them at the end.
 
-    NCCL connects CUDA devices, Gloo processors. Ranks of `data` and `latent` agree before every message, so that one
-    that runs out of memory can have all begin a step again.
+    NCCL connects CUDA devices, Gloo processors. Ranks of `data` and `latent` agree before every message, while that is
+    asked, so that one that runs out of memory can have all begin a step again.
 
     Args:
         latent_ranks: how many ranks share out a dictionary.

@@ -31,6 +31,8 @@ from hsae.trainconfig import TrainConfig
 
 # Tokens on which steering compares the L0 of training and held-out data.
 STEERED = 4096
+# First steps of a process that can begin again with less memory where ranks share a dictionary, beside all logged ones.
+ASKED = 20
 # Local rules are diagnosed at every so many logged steps, on so many tokens: it costs as much as several steps.
 DIAGNOSED_EVERY, DIAGNOSED = 10, 4096
 # Tokens that alignment is probed on, at every logged step.
@@ -75,7 +77,7 @@ class Loop:
             for seed in settings.seeds
         ]
         self._held = held[:STEERED].to(self.device)
-        self.step = 0
+        self.step = self._taken = 0
         self.place: Any = None
         self.diverged: dict[int, str] = {}
         self.seconds = [0.0] * len(self.learners)
@@ -99,6 +101,10 @@ class Loop:
         x = batch.to(self.device) * self.scale
         self.step += 1
         logged = self.step in (1, self.steps) or self.step % self.settings.log_every == 0
+        # Each question costs ranks of a dictionary a round, several in each micro-batch. What steps need shows early,
+        # and most in those that are logged.
+        self.grid.agreement.asked = self.grid.latent.size == 1 or logged or self._taken < ASKED
+        self._taken += 1
         centre = x.mean(0) if logged else torch.zeros_like(x[0])
         records = []
         self._diagnosed.clear()
@@ -138,6 +144,9 @@ class Loop:
             except Exception as error:
                 if not ran_out(error):
                     raise
+                if not self.grid.agreement.asked:
+                    line = "the same command goes on from the last checkpoint, with fewer tokens at a time if need be"
+                    raise UserError(f"out of memory at step {self.step}; {line}") from None
                 self.grid.agreement.give_up(error)
             else:
                 if fired is not None:

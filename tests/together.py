@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hsae import training
+from hsae import loop, training
 from hsae.across import Peers
 from hsae.dist import Grid, OutOfMemory, Ranks, grid, shaped
 from hsae.errors import Elsewhere, UserError
@@ -138,6 +138,28 @@ def _short_of_memory(ranks: Grid) -> None:
         setattr(home, place, whole)
 
 
+def _too_late(ranks: Grid) -> None:
+    """In a step that nobody asks in, the one without memory says so, and the others hear that it has ended."""
+    loop.ASKED, whole = 0, Learner.statistics
+
+    def failing(self: Learner, *args: Any) -> Any:
+        if not ranks.agreement.asked and ranks.everyone.rank == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(self, *args)
+
+    Learner.statistics = failing
+    found = "nothing"
+    try:
+        training.train(TrainConfig.from_table(SHORT | {"name": "late", "latent_ranks": ranks.latent.size}, "test"))
+    except UserError as error:
+        found = f"{type(error).__name__} {error}"
+    wanted = "UserError out of memory at step 2; the same" if ranks.everyone.rank == 3 else "Elsewhere "
+    if not found.startswith(wanted):
+        print(found, file=sys.stderr)
+    # Without a word to the others, as a process ends.
+    os._exit(0 if found.startswith(wanted) else 1)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with grid() as processes:
@@ -147,3 +169,5 @@ if __name__ == "__main__":
             shape = shaped(latent_ranks)
             _give_up(shape)
             _short_of_memory(shape)
+        if processes.everyone.size == 4:
+            _too_late(shape)
