@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 from hsae.config import build
-from hsae.dist import ALONE, Grid, Group, Ranks, grid
+from hsae.dist import Grid, grid
 from hsae.learner import Learner, Moment, accumulate
+from hsae.ranks import ALONE, Group, Ranks
 from hsae.setup import Setup
 
 WIDTH, TOKENS, LATENTS, WIDE = 256, 1024, 8192, 65_536

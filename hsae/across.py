@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hsae.dist import ALONE, Grid, Ranks
+from hsae.dist import Grid
+from hsae.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)

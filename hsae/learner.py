@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hsae.dist import ALONE, ONE, Grid, Ranks
+from hsae.dist import ONE, Grid
 from hsae.forward import Auxiliary, Forward
 from hsae.fused_forward import Products, fused_forward
 from hsae.kernels.softhebb import competes
 from hsae.kernels.sparse import available, encode
+from hsae.ranks import ALONE, Ranks
 from hsae.revival import Patient
 from hsae.rules import Part, Rule, State, Statistics, Weights
 from hsae.rules.backprop import Backprop

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae.across import HERE, Peers
-from hsae.dist import Ranks
+from hsae.ranks import Ranks
 from hsae.rules import Usage
 from hsae.sae import SAE
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hsae.across import Peers
-from hsae.dist import ALONE, Ranks
+from hsae.ranks import ALONE, Ranks
 from hsae.rules import Rule, Weights
 from hsae.setup import Setup
 

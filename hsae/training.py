@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hsae import config
 from hsae.device import choose_device
-from hsae.dist import Grid, Ranks, grid
+from hsae.dist import Grid, grid
 from hsae.errors import Interrupted, UserError
 from hsae.files import alone, cache_root
 from hsae.graph import on_device
@@ -26,6 +26,7 @@ from hsae.kernels import by
 from hsae.loop import Loop
 from hsae.outcome import beaten_by, off_target, row_of, trained_rows
 from hsae.progress import Training
+from hsae.ranks import Ranks
 from hsae.record import RESULT, Result
 from hsae.reporting import Reports, reporting
 from hsae.run import INDIFFERENT, Run, RunWriter

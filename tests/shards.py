@@ -18,11 +18,12 @@ from torch import Tensor
 
 from hsae import training
 from hsae.across import Peers, kth_highest
-from hsae.dist import ALONE, Grid, Ranks, grid, shaped
+from hsae.dist import Grid, grid, shaped
 from hsae.kernels.native import load
 from hsae.kernels.softhebb import Competition, competition
 from hsae.kernels.sparse import encode
 from hsae.loop import Loop
+from hsae.ranks import ALONE, Ranks
 from hsae.rules.backprop import Backprop
 from hsae.sae import Selection
 from hsae.setup import Setup

@@ -24,11 +24,11 @@ from together import PLACES, SHORT, ended, torchrun
 from hsae import registry
 from hsae.config import build, read_file
 from hsae.device import choose_device
-from hsae.dist import Ranks
 from hsae.errors import UserError
 from hsae.learner import Learner
 from hsae.memory import ran_out
 from hsae.progress import Training
+from hsae.ranks import Ranks
 from hsae.revival import Revival
 from hsae.rules import Rule
 from hsae.run import Run, RunWriter

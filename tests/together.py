@@ -14,9 +14,11 @@ import torch
 
 from hsae import loop, training
 from hsae.across import Peers
-from hsae.dist import Grid, OutOfMemory, Ranks, grid, shaped
+from hsae.dist import Grid, grid, shaped
 from hsae.errors import Elsewhere, UserError
 from hsae.learner import Learner
+from hsae.memory import OutOfMemory
+from hsae.ranks import Ranks
 from hsae.trainconfig import TrainConfig
 
 SHORT: dict[str, Any] = {

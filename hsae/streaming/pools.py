@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hsae.dist import ALONE
 from hsae.errors import UserError
 from hsae.harvesting.feed import Feed, Layout
 from hsae.harvesting.finite import make_finite
@@ -22,6 +21,7 @@ from hsae.harvesting.passes import Passes
 from hsae.harvesting.shard import Shard
 from hsae.harvesting.text import Source
 from hsae.lm import LM
+from hsae.ranks import ALONE
 from hsae.store.manifest import DTYPES
 from hsae.store.rows import generator_of
 from hsae.streaming.config import StreamConfig

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hsae.dist import Ranks
+from hsae.ranks import Ranks
 from hsae.streaming.pools import Place, Pools, Producer
 
 
